@@ -1,0 +1,169 @@
+//! Attention of the language model (rotary, grouped, paged) and of the flow (full or chunked, optionally relative).
+
+use super::{Memory, Result};
+use crate::tensor::{Ids, Segments, Tensor};
+
+/// Which keys a query sees, within its own sequence. Masks are geometry, never tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mask {
+    /// All of them.
+    Full,
+    /// Keys `j ≤ i`.
+    Causal,
+    /// All keys of the query's own chunk of `n` rows and of all earlier chunks.
+    Chunk(usize),
+}
+
+impl Mask {
+    /// One past the last key that row `i` of a sequence of `rows` rows sees.
+    pub fn end(self, i: usize, rows: usize) -> usize {
+        match self {
+            Mask::Full => rows,
+            Mask::Causal => i + 1,
+            Mask::Chunk(n) => ((i / n + 1) * n).min(rows),
+        }
+    }
+}
+
+/// Relative positions after Transformer-XL as ESPnet writes them: the score of query `i` and key `j` is
+/// `(q_i + u) · k_j + (q_i + v) · p[center − i + j]`, all times the scale.
+pub struct RelPos<'a, B: Memory> {
+    /// Projected positions `[2 · center + 1, H·Dh]`: row `center + d` is distance `j − i = d`.
+    pub p: &'a Tensor<B>,
+    /// Content bias `[1, H·Dh]`.
+    pub u: &'a Tensor<B>,
+    /// Position bias `[1, H·Dh]`.
+    pub v: &'a Tensor<B>,
+    /// At least the longest sequence minus one.
+    pub center: usize,
+}
+
+/// Geometry of a paged KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    pub layers: usize,
+    pub pages: usize,
+    /// Positions of a page.
+    pub page_size: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl KvShape {
+    /// Values of keys and values together in one page, over all layers.
+    pub fn values_per_page(&self) -> usize {
+        2 * self.layers * self.page_size * self.kv_heads * self.head_dim
+    }
+}
+
+/// One sequence's part of a language model step.
+#[derive(Clone, Debug)]
+pub struct PlanSequence<'a> {
+    /// Positions already in the cache.
+    pub context: usize,
+    /// New positions in this step (1 when decoding).
+    pub new: usize,
+    /// Pages of the sequence in order, enough for `context + new` positions.
+    pub pages: &'a [u32],
+}
+
+/// What attention has to know of one step, built once on the host and read by every layer.
+pub struct AttnPlan<B: Memory> {
+    /// New rows of each sequence, packed.
+    pub segments: Segments<B>,
+    /// Absolute position of each new row, `[N]`.
+    pub positions: Ids<B>,
+    /// Cache slot (`page · page_size + offset`) of each new row, `[N]`.
+    pub slots: Ids<B>,
+    /// Positions of each sequence after the step, `[B]`.
+    pub context_len: Ids<B>,
+    /// Pages of each sequence, `[B, max_pages]`, unused entries 0.
+    pub block_table: Ids<B>,
+    pub max_pages: usize,
+    /// Most positions of any sequence after the step.
+    pub max_context: usize,
+}
+
+impl<B: Memory> AttnPlan<B> {
+    /// Lays out one step.
+    ///
+    /// # Errors
+    /// When the backend cannot hold the tables.
+    pub fn new(backend: &B, page_size: usize, sequences: &[PlanSequence<'_>]) -> Result<Self> {
+        let lengths: Vec<usize> = sequences.iter().map(|s| s.new).collect();
+        let max_pages = sequences.iter().map(|s| s.pages.len()).max().unwrap_or(0);
+        let rows = lengths.iter().sum();
+        let (mut positions, mut slots) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
+        let mut context_len = Vec::with_capacity(sequences.len());
+        let mut block_table = vec![0; sequences.len() * max_pages];
+        for (b, s) in sequences.iter().enumerate() {
+            let end = s.context + s.new;
+            assert!(
+                end <= s.pages.len() * page_size,
+                "plan: {end} positions in {} pages of {page_size}",
+                s.pages.len()
+            );
+            for position in s.context..end {
+                positions.push(position as i32);
+                let page = s.pages[position / page_size] as usize;
+                slots.push((page * page_size + position % page_size) as i32);
+            }
+            context_len.push(end as i32);
+            for (entry, &page) in block_table[b * max_pages..].iter_mut().zip(s.pages) {
+                *entry = page as i32;
+            }
+        }
+        let max_context = context_len.iter().copied().max().unwrap_or(0) as usize;
+        Ok(Self {
+            segments: Segments::new(backend, &lengths)?,
+            positions: backend.ids(&positions)?,
+            slots: backend.ids(&slots)?,
+            context_len: backend.ids(&context_len)?,
+            block_table: backend.ids(&block_table)?,
+            max_pages,
+            max_context,
+        })
+    }
+}
+
+/// Attention ops.
+pub trait Attention: Memory {
+    /// Keys and values of all layers in pages.
+    type KvCache: Send + Sync;
+
+    /// A zeroed cache.
+    fn alloc_kv(&self, shape: KvShape) -> Result<Self::KvCache>;
+
+    /// Rotates queries and keys of `qkv [N, (Hq + 2 Hk) · Dh]` (rotary embedding, halves layout as Qwen2, base `theta`), stores keys and
+    /// values at the plan's slots of `layer`, and writes the rotated queries to `q [N, Hq · Dh]`.
+    fn rope_store_kv(
+        &self,
+        qkv: &Tensor<Self>,
+        plan: &AttnPlan<Self>,
+        theta: f32,
+        kv: &mut Self::KvCache,
+        layer: usize,
+        q: &mut Tensor<Self>,
+    ) -> Result<()>;
+
+    /// Causal grouped-query attention over the cache, prefill and decode alike: `q, out [N, Hq · Dh]`, scale `1/√Dh`.
+    fn paged_attention(
+        &self,
+        q: &Tensor<Self>,
+        kv: &Self::KvCache,
+        layer: usize,
+        plan: &AttnPlan<Self>,
+        out: &mut Tensor<Self>,
+    ) -> Result<()>;
+
+    /// Multi-head self-attention inside each sequence, scale `1/√Dh`: `qkv [N, 3 · H·Dh]`, `out [N, H·Dh]`.
+    fn attention(
+        &self,
+        qkv: &Tensor<Self>,
+        heads: usize,
+        segments: &Segments<Self>,
+        rel: Option<RelPos<'_, Self>>,
+        mask: Mask,
+        out: &mut Tensor<Self>,
+    ) -> Result<()>;
+}

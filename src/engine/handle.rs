@@ -1,0 +1,104 @@
+//! The engine as callers see it: a clonable handle, and one job per accepted request.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError};
+
+use tokio::sync::mpsc;
+
+use super::{EngineError, Event, Request};
+
+/// Figures of the engine at this moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EngineStats {
+    pub queued: usize,
+    pub running: usize,
+    pub kv_pages_used: usize,
+    pub kv_pages_total: usize,
+    /// Sequences in the last batch of each stage: LLM, flow, vocoder.
+    pub batch: [usize; 3],
+    /// Since start.
+    pub speech_tokens: u64,
+    pub audio_samples: u64,
+    pub requests_done: u64,
+    pub requests_failed: u64,
+}
+
+/// A request on its way to the engine's thread.
+pub(crate) struct Submission {
+    pub(crate) request: Request,
+    pub(crate) events: mpsc::UnboundedSender<Event>,
+    pub(crate) cancelled: Arc<AtomicBool>,
+}
+
+/// Sends requests to an engine. Clones share it; the engine stops when the last is dropped.
+#[derive(Clone)]
+pub struct EngineHandle {
+    pub(crate) submissions: SyncSender<Submission>,
+    pub(crate) stats: Arc<std::sync::Mutex<EngineStats>>,
+    pub(crate) queue_limit: usize,
+}
+
+impl EngineHandle {
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// [`EngineError::QueueFull`] when as many as the engine was started with are waiting, [`EngineError::Stopped`] after it ended.
+    pub fn submit(&self, request: Request) -> Result<Job, EngineError> {
+        // Unbounded in type, bounded in fact: a request emits at most its progress steps and its audio.
+        let (events, receiver) = mpsc::unbounded_channel();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let submission = Submission {
+            request,
+            events,
+            cancelled: Arc::clone(&cancelled),
+        };
+        match self.submissions.try_send(submission) {
+            Ok(()) => Ok(Job {
+                events: receiver,
+                cancelled,
+            }),
+            Err(TrySendError::Full(_)) => Err(EngineError::QueueFull {
+                limit: self.queue_limit,
+            }),
+            Err(TrySendError::Disconnected(_)) => Err(EngineError::Stopped),
+        }
+    }
+
+    /// Figures at this moment.
+    pub fn stats(&self) -> EngineStats {
+        self.stats
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// One accepted request. Dropping it cancels it.
+pub struct Job {
+    events: mpsc::UnboundedReceiver<Event>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Job {
+    /// The next event; `None` after the last.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// The same for callers without a runtime.
+    pub fn next_blocking(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+
+    /// Stops the request at its next step.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}

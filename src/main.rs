@@ -1,0 +1,7 @@
+//! The `cosyvoice` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cosyvoice::cli::run()
+}

@@ -1,0 +1,1 @@
+//! Speech tokens to mel: upsampling conformer encoder, causal conditional flow matching.

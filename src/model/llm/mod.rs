@@ -1,0 +1,1 @@
+//! Text tokens to speech tokens: the Qwen2 language model.

@@ -1,0 +1,8 @@
+//! The models, written once over the [`backend`](crate::backend) contract.
+
+pub mod flow;
+pub mod llm;
+pub mod speaker;
+pub mod speech_tokens;
+pub mod vocoder;
+pub mod voice;

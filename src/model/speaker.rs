@@ -1,0 +1,1 @@
+//! CAM++: fbank of a prompt to a speaker embedding.

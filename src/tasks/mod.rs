@@ -1,0 +1,1 @@
+//! Durable tasks: state machine, store, retention.

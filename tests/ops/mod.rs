@@ -1,0 +1,1 @@
+//! Every backend op against its reference.

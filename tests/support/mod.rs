@@ -1,0 +1,4 @@
+//! Shared helpers of the integration tests.
+
+pub(crate) mod golden;
+pub(crate) mod metrics;
