@@ -23,6 +23,59 @@ impl Mask {
             Mask::Chunk(n) => ((i / n + 1) * n).min(rows),
         }
     }
+
+    /// The same geometry as a chunk length: 1 when causal, `i32::MAX` when full.
+    fn chunk(self) -> i32 {
+        match self {
+            Mask::Full => i32::MAX,
+            Mask::Causal => 1,
+            Mask::Chunk(n) => i32::try_from(n).unwrap_or(i32::MAX),
+        }
+    }
+}
+
+/// The mask of each sequence of a packed batch: on the host for planning, in the backend's memory for kernels.
+pub struct Masks<B: Memory> {
+    masks: Vec<Mask>,
+    device: Ids<B>,
+}
+
+impl<B: Memory> Masks<B> {
+    /// One mask per sequence, in order.
+    ///
+    /// # Errors
+    /// When the backend cannot hold the `B` chunk lengths.
+    pub fn new(backend: &B, masks: &[Mask]) -> Result<Self> {
+        let chunks: Vec<i32> = masks.iter().map(|m| m.chunk()).collect();
+        Ok(Self {
+            masks: masks.to_vec(),
+            device: backend.ids(&chunks)?,
+        })
+    }
+
+    /// The same mask for all of `count` sequences.
+    ///
+    /// # Errors
+    /// As [`Masks::new`].
+    pub fn uniform(backend: &B, mask: Mask, count: usize) -> Result<Self> {
+        Self::new(backend, &vec![mask; count])
+    }
+
+    /// Mask of sequence `b`.
+    pub fn get(&self, b: usize) -> Mask {
+        self.masks[b]
+    }
+
+    /// Number of sequences.
+    pub fn count(&self) -> usize {
+        self.masks.len()
+    }
+
+    /// Chunk length of each sequence, `[B]`: row `i` sees keys before `min((i / n + 1) · n, T)`, with `n` 1 when
+    /// causal and `i32::MAX` when full.
+    pub fn device(&self) -> &Ids<B> {
+        &self.device
+    }
 }
 
 /// Relative positions after Transformer-XL as ESPnet writes them: the score of query `i` and key `j` is
@@ -156,14 +209,15 @@ pub trait Attention: Memory {
         out: &mut Tensor<Self>,
     ) -> Result<()>;
 
-    /// Multi-head self-attention inside each sequence, scale `1/√Dh`: `qkv [N, 3 · H·Dh]`, `out [N, H·Dh]`.
+    /// Multi-head self-attention inside each sequence, each under its own mask, scale `1/√Dh`: `qkv [N, 3 · H·Dh]`,
+    /// `out [N, H·Dh]`. What a row sees alone decides its value, so rows of a chunk do not change as a sequence grows.
     fn attention(
         &self,
         qkv: &Tensor<Self>,
         heads: usize,
         segments: &Segments<Self>,
         rel: Option<RelPos<'_, Self>>,
-        mask: Mask,
+        masks: &Masks<Self>,
         out: &mut Tensor<Self>,
     ) -> Result<()>;
 }

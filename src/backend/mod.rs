@@ -25,7 +25,7 @@ pub mod sample;
 pub mod vocoder;
 pub mod weight;
 
-pub use attention::{Attention, AttnPlan, KvShape, Mask, PlanSequence, RelPos};
+pub use attention::{Attention, AttnPlan, KvShape, Mask, Masks, PlanSequence, RelPos};
 pub use conv::{Conv, ConvGeom, Padding};
 pub use dense::{Act, Dense, Epilogue};
 pub use flow::Flow;
