@@ -1,8 +1,8 @@
 //! The engine as callers see it: a clonable handle, and one job per accepted request.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
 
 use tokio::sync::mpsc;
 
@@ -34,8 +34,10 @@ pub(crate) struct Submission {
 /// Sends requests to an engine. Clones share it; the engine stops when the last is dropped.
 #[derive(Clone)]
 pub struct EngineHandle {
-    pub(crate) submissions: SyncSender<Submission>,
+    pub(crate) submissions: Sender<Submission>,
     pub(crate) stats: Arc<std::sync::Mutex<EngineStats>>,
+    /// Accepted requests that hold no slot yet; the engine counts down when it admits or drops one.
+    pub(crate) queued: Arc<AtomicUsize>,
     pub(crate) queue_limit: usize,
 }
 
@@ -45,7 +47,13 @@ impl EngineHandle {
     /// # Errors
     /// [`EngineError::QueueFull`] when as many as the engine was started with are waiting, [`EngineError::Stopped`] after it ended.
     pub fn submit(&self, request: Request) -> Result<Job, EngineError> {
-        // Unbounded in type, bounded in fact: a request emits at most its progress steps and its audio.
+        let limit = self.queue_limit;
+        self.queued
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+                (n < limit).then_some(n + 1)
+            })
+            .map_err(|_| EngineError::QueueFull { limit })?;
+        // Unbounded in type, bounded in fact: a request emits at most a hundred progress steps and its audio.
         let (events, receiver) = mpsc::unbounded_channel();
         let cancelled = Arc::new(AtomicBool::new(false));
         let submission = Submission {
@@ -53,16 +61,13 @@ impl EngineHandle {
             events,
             cancelled: Arc::clone(&cancelled),
         };
-        match self.submissions.try_send(submission) {
-            Ok(()) => Ok(Job {
-                events: receiver,
-                cancelled,
-            }),
-            Err(TrySendError::Full(_)) => Err(EngineError::QueueFull {
-                limit: self.queue_limit,
-            }),
-            Err(TrySendError::Disconnected(_)) => Err(EngineError::Stopped),
-        }
+        self.submissions
+            .send(submission)
+            .map_err(|_| EngineError::Stopped)?;
+        Ok(Job {
+            events: receiver,
+            cancelled,
+        })
     }
 
     /// Figures at this moment.

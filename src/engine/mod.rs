@@ -5,6 +5,7 @@
 
 pub mod blocks;
 mod handle;
+mod job;
 mod request;
 pub mod scheduler;
 

@@ -40,6 +40,8 @@ pub struct Request {
 pub enum Segment {
     /// Text tokens to speak; not empty.
     Speech(Vec<i32>),
+    /// Speech tokens that are there already (voice conversion); the language model is left out.
+    SpeechTokens(Vec<i32>),
     /// Silence of so many samples.
     Pause { samples: usize },
 }
