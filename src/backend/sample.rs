@@ -4,7 +4,7 @@ use super::{Memory, Result};
 use crate::tensor::{Ids, Tensor};
 
 /// The sampling section of `cosyvoice2.yaml`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SampleParams {
     pub top_p: f32,
     pub top_k: usize,

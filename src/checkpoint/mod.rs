@@ -1,1 +1,11 @@
 //! Checkpoints: the official layout as it is downloaded, and our own one-folder safetensors layout.
+
+mod bytes;
+mod error;
+mod scope;
+mod tensors;
+
+pub use bytes::Bytes;
+pub use error::{CheckpointError, Fault, Problem, Result};
+pub use scope::Scope;
+pub use tensors::{Dtype, Entry, TensorFile};

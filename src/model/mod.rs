@@ -1,5 +1,6 @@
 //! The models, written once over the [`backend`](crate::backend) contract.
 
+pub mod config;
 pub mod flow;
 pub mod llm;
 pub mod speaker;
