@@ -86,6 +86,17 @@ pub struct Job {
 }
 
 impl Job {
+    /// A job fed by something other than the engine's thread: its events are what is sent, and the flag says when it was cancelled.
+    pub fn channel() -> (mpsc::UnboundedSender<Event>, Arc<AtomicBool>, Self) {
+        let (sender, events) = mpsc::unbounded_channel();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let job = Self {
+            events,
+            cancelled: Arc::clone(&cancelled),
+        };
+        (sender, cancelled, job)
+    }
+
     /// The next event; `None` after the last.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await

@@ -1,1 +1,0 @@
-//! Settings: flags, then environment, then `.env`, validated once.
