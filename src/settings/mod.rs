@@ -48,7 +48,10 @@ impl Args for Flags {
                 Arg::new(v.name)
                     .long(v.flag)
                     .value_name("VALUE")
-                    .help(format!("{} [{}{default}; env {}]", v.help, v.values, v.name)),
+                    .help(format!(
+                        "{} [{}{default}; env {}]",
+                        v.help, v.values, v.name
+                    )),
             )
         })
     }
@@ -238,14 +241,23 @@ mod tests {
         let s = resolve(&[
             ("DEVICE", "cuda:0,cuda:1"),
             ("API_KEYS", "a, b,,"),
-            ("ALLOWED_ORIGINS", "https://a.example, http://localhost:3000"),
+            (
+                "ALLOWED_ORIGINS",
+                "https://a.example, http://localhost:3000",
+            ),
             ("LOG_LEVEL", "cosyvoice=debug,hyper=warn"),
         ])
         .unwrap();
         assert_eq!(s.device, Device::Cuda(vec![0, 1]));
         assert_eq!(s.api_keys, ["a", "b"]);
-        assert_eq!(s.allowed_origins, ["https://a.example", "http://localhost:3000"]);
-        assert_eq!(resolve(&[("DEVICE", "cuda")]).unwrap().device, Device::Cuda(vec![0]));
+        assert_eq!(
+            s.allowed_origins,
+            ["https://a.example", "http://localhost:3000"]
+        );
+        assert_eq!(
+            resolve(&[("DEVICE", "cuda")]).unwrap().device,
+            Device::Cuda(vec![0])
+        );
     }
 
     #[test]

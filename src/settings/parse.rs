@@ -43,7 +43,11 @@ impl Reader<'_> {
 
     pub(super) fn count(&self, name: &str) -> Result<usize, SettingsError> {
         let n = self.parsed(name)?;
-        if n > 0 { Ok(n) } else { Err(self.malformed(name)) }
+        if n > 0 {
+            Ok(n)
+        } else {
+            Err(self.malformed(name))
+        }
     }
 
     pub(super) fn optional_count(&self, name: &str) -> Result<Option<usize>, SettingsError> {
@@ -97,7 +101,9 @@ impl Reader<'_> {
     pub(super) fn origins(&self, name: &str) -> Result<Vec<String>, SettingsError> {
         let origins = self.list(name);
         let valid = |o: &String| {
-            let rest = o.strip_prefix("https://").or_else(|| o.strip_prefix("http://"));
+            let rest = o
+                .strip_prefix("https://")
+                .or_else(|| o.strip_prefix("http://"));
             o == "*" || rest.is_some_and(|r| !r.is_empty() && !r.contains(['/', ' ']))
         };
         if origins.iter().all(valid) {
@@ -138,7 +144,11 @@ impl Reader<'_> {
             let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
             known(level.trim())
         });
-        if valid { Ok(text) } else { Err(self.malformed(name)) }
+        if valid {
+            Ok(text)
+        } else {
+            Err(self.malformed(name))
+        }
     }
 
     pub(super) fn log_format(&self, name: &str) -> Result<LogFormat, SettingsError> {

@@ -75,10 +75,7 @@ pub fn documentation() -> String {
         };
         let row = format!(
             "| `{}` | `--{}` | {default} | {} | {} |\n",
-            v.name,
-            v.flag,
-            v.values,
-            v.help
+            v.name, v.flag, v.values, v.help
         );
         out.push_str(&row);
     }
