@@ -143,6 +143,29 @@ impl<B: Memory> AttnPlan<B> {
     /// # Errors
     /// When the backend cannot hold the tables.
     pub fn new(backend: &B, page_size: usize, sequences: &[PlanSequence<'_>]) -> Result<Self> {
+        let mut plan = Self {
+            segments: Segments::new(backend, &[])?,
+            positions: backend.ids(&[])?,
+            slots: backend.ids(&[])?,
+            context_len: backend.ids(&[])?,
+            block_table: backend.ids(&[])?,
+            max_pages: 0,
+            max_context: 0,
+        };
+        plan.update(backend, page_size, sequences)?;
+        Ok(plan)
+    }
+
+    /// Lays out another step in the memory that is there, where it suffices.
+    ///
+    /// # Errors
+    /// As [`AttnPlan::new`].
+    pub fn update(
+        &mut self,
+        backend: &B,
+        page_size: usize,
+        sequences: &[PlanSequence<'_>],
+    ) -> Result<()> {
         let lengths: Vec<usize> = sequences.iter().map(|s| s.new).collect();
         let max_pages = sequences.iter().map(|s| s.pages.len()).max().unwrap_or(0);
         let rows = lengths.iter().sum();
@@ -166,16 +189,13 @@ impl<B: Memory> AttnPlan<B> {
                 *entry = page as i32;
             }
         }
-        let max_context = context_len.iter().copied().max().unwrap_or(0) as usize;
-        Ok(Self {
-            segments: Segments::new(backend, &lengths)?,
-            positions: backend.ids(&positions)?,
-            slots: backend.ids(&slots)?,
-            context_len: backend.ids(&context_len)?,
-            block_table: backend.ids(&block_table)?,
-            max_pages,
-            max_context,
-        })
+        self.max_pages = max_pages;
+        self.max_context = context_len.iter().copied().max().unwrap_or(0) as usize;
+        self.segments.update(backend, &lengths)?;
+        backend.upload_ids(&positions, &mut self.positions)?;
+        backend.upload_ids(&slots, &mut self.slots)?;
+        backend.upload_ids(&context_len, &mut self.context_len)?;
+        backend.upload_ids(&block_table, &mut self.block_table)
     }
 }
 

@@ -17,16 +17,28 @@ impl<B: Memory> Segments<B> {
     /// # Errors
     /// When the backend cannot hold the `B + 1` offsets.
     pub fn new(backend: &B, lengths: &[usize]) -> Result<Self> {
-        let mut offsets = Vec::with_capacity(lengths.len() + 1);
+        let mut segments = Self {
+            offsets: Vec::with_capacity(lengths.len() + 1),
+            device: backend.ids(&[])?,
+        };
+        segments.update(backend, lengths)?;
+        Ok(segments)
+    }
+
+    /// Becomes the segments of other lengths, in the memory that is there where it suffices.
+    ///
+    /// # Errors
+    /// As [`Segments::new`].
+    pub fn update(&mut self, backend: &B, lengths: &[usize]) -> Result<()> {
         let mut end = 0;
-        offsets.push(end);
+        self.offsets.clear();
+        self.offsets.push(end);
         for length in lengths {
             end += length;
-            offsets.push(end);
+            self.offsets.push(end);
         }
-        let on_device: Vec<i32> = offsets.iter().map(|&o| o as i32).collect();
-        let device = backend.ids(&on_device)?;
-        Ok(Self { offsets, device })
+        let on_device: Vec<i32> = self.offsets.iter().map(|&o| o as i32).collect();
+        backend.upload_ids(&on_device, &mut self.device)
     }
 
     /// Number of sequences.

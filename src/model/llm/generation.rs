@@ -121,7 +121,9 @@ impl Generation {
     fn mixed(&mut self) -> &mut Mixed {
         match &mut self.script {
             Script::Mixed(mixed) => mixed,
-            Script::Whole(_) => panic!("text pushed to a sequence whose text is known. This is a bug."),
+            Script::Whole(_) => {
+                panic!("text pushed to a sequence whose text is known. This is a bug.")
+            }
         }
     }
 
@@ -163,7 +165,10 @@ impl Generation {
     /// # Panics
     /// When so many were not pending.
     pub fn advance(&mut self, rows: usize) {
-        assert!(rows <= self.pending().len(), "{rows} rows were not pending. This is a bug.");
+        assert!(
+            rows <= self.pending().len(),
+            "{rows} rows were not pending. This is a bug."
+        );
         self.cached += rows;
         if self.cached < self.inputs.len() || rows == 0 {
             return;
@@ -246,7 +251,10 @@ impl Generation {
     /// Speech tokens so far, in order.
     pub fn speech_tokens(&self) -> impl Iterator<Item = i32> + '_ {
         let vocabulary = self.vocabulary;
-        self.history.iter().copied().filter(move |&id| vocabulary.is_speech(id))
+        self.history
+            .iter()
+            .copied()
+            .filter(move |&id| vocabulary.is_speech(id))
     }
 
     /// Most positions that the sequence can take in the cache, where that is known.

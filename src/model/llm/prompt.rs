@@ -112,9 +112,8 @@ impl<'a> Conditioning<'a> {
 
     /// All input rows before the first answer.
     pub(super) fn assemble(&self, text: &[i32]) -> Vec<InputToken> {
-        let mut rows = Vec::with_capacity(
-            2 + self.prompt_text.len() + text.len() + self.prompt_speech.len(),
-        );
+        let mut rows =
+            Vec::with_capacity(2 + self.prompt_text.len() + text.len() + self.prompt_speech.len());
         rows.push(InputToken::Sos);
         rows.extend(self.prompt_text.iter().map(|&id| InputToken::Text(id)));
         rows.extend(text.iter().map(|&id| InputToken::Text(id)));
