@@ -1,1 +1,2 @@
 //! Every stage against tensors of the official PyTorch code (`PARITY_KIT=DIR`, else the trimmed kit in `tests/fixtures`).
+mod text;

@@ -1,0 +1,32 @@
+//! What can be wrong with a text, a tokenizer or a lexicon.
+
+use std::path::PathBuf;
+
+/// Why a text cannot be prepared for the model.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TextError {
+    /// The text holds nothing that can be spoken: white space, punctuation or emoji only.
+    #[error("the text has nothing to say: it holds only white space, punctuation or symbols")]
+    NothingToSay,
+    /// The official front end raises on this text, and the official behaviour was asked for.
+    #[error("the official front end cannot process this text: {function} raises {exception}")]
+    Official {
+        function: &'static str,
+        exception: &'static str,
+    },
+    /// A tokenizer file is missing or malformed.
+    #[error("{path}: {reason}")]
+    TokenizerFile { path: PathBuf, reason: String },
+    /// An embedded normalisation grammar cannot be read.
+    #[error("normalisation grammar {name}: {reason}")]
+    Grammar { name: &'static str, reason: String },
+}
+
+impl TextError {
+    pub(super) fn official(function: &'static str, exception: &'static str) -> Self {
+        TextError::Official {
+            function,
+            exception,
+        }
+    }
+}
