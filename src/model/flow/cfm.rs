@@ -181,7 +181,10 @@ impl<B: Backend> Cfm<B> {
             return Ok(());
         }
         let lengths: Vec<usize> = states.iter().map(|s| s.frames()).collect();
-        let masks: Vec<Mask> = states.iter().map(|s| mask(s.streaming, self.chunk)).collect();
+        let masks: Vec<Mask> = states
+            .iter()
+            .map(|s| mask(s.streaming, self.chunk))
+            .collect();
         let steps: Vec<i32> = states.iter().map(|s| s.step as i32).collect();
         let dt: Vec<f32> = states.iter().map(|s| self.schedule.dt[s.step]).collect();
         let segments = Segments::new(backend, &lengths)?;

@@ -309,8 +309,7 @@ impl<B: Backend> Embed<B> {
 impl<B: Backend> Block<B> {
     fn load(backend: &B, scope: &Scope<'_>, config: &FlowEncoderConfig) -> Result<Self> {
         let (d, hidden) = (config.output_size, config.linear_units);
-        let norm =
-            |name: &str| LayerNorm::load(backend, &scope.at(name), d, config.block_norm_eps);
+        let norm = |name: &str| LayerNorm::load(backend, &scope.at(name), d, config.block_norm_eps);
         let ff = scope.at("feed_forward");
         Ok(Self {
             norm_mha: norm("norm_mha")?,
@@ -364,12 +363,7 @@ impl<B: Backend> Block<B> {
             &mut ws.x,
         )?;
         self.norm_ff.forward(backend, &ws.x, 1.0, None, &mut ws.y)?;
-        backend.linear(
-            &ws.y,
-            &self.w_1,
-            Epilogue::Act(Act::Silu),
-            &mut ws.hidden,
-        )?;
+        backend.linear(&ws.y, &self.w_1, Epilogue::Act(Act::Silu), &mut ws.hidden)?;
         backend.linear(&ws.hidden, &self.w_2, Epilogue::Accumulate, &mut ws.x)
     }
 }

@@ -131,7 +131,12 @@ pub(super) struct Tracer<'a> {
 }
 
 impl Tracer<'_> {
-    pub(super) fn record<B: Backend>(&self, backend: &B, name: &str, tensor: &Tensor<B>) -> Result<()> {
+    pub(super) fn record<B: Backend>(
+        &self,
+        backend: &B,
+        name: &str,
+        tensor: &Tensor<B>,
+    ) -> Result<()> {
         if self.trace.is_on() {
             let name = format!("{}.{name}", self.prefix);
             self.trace.record(backend, &name, tensor)?;
@@ -334,8 +339,7 @@ impl<B: Backend> Resnet<B> {
         backend.resize(&mut s.time, batch.segments.count(), self.time.cols())?;
         backend.gather_rows(&self.time, batch.steps, &mut s.time)?;
         backend.add_segment_rows(&mut s.z, batch.segments, &s.time)?;
-        self.block2
-            .forward(backend, &s.z, batch, &mut s.y, out)?;
+        self.block2.forward(backend, &s.z, batch, &mut s.y, out)?;
         std::mem::swap(&mut s.z, out);
         backend.linear(x, &self.residual, Epilogue::Add(&s.z), out)
     }

@@ -216,7 +216,10 @@ impl<B: Backend> Flow<B> {
         trace: &Trace,
     ) -> Result<()> {
         assert_eq!(inputs.len(), states.len(), "flow: one state per input");
-        let check = |i| self.check(i).expect("flow inputs are checked. This is a bug.");
+        let check = |i| {
+            self.check(i)
+                .expect("flow inputs are checked. This is a bug.")
+        };
         let lengths: Vec<usize> = inputs.iter().map(check).collect();
         if inputs.is_empty() {
             return Ok(());
@@ -310,7 +313,10 @@ impl<B: Backend> Flow<B> {
         trace: &Trace,
     ) -> Result<()> {
         let running = states.iter().all(|s| !s.is_done());
-        assert!(running, "flow: a finished state cannot step. This is a bug.");
+        assert!(
+            running,
+            "flow: a finished state cannot step. This is a bug."
+        );
         self.cfm.step(backend, states, &mut ws.cfm, trace)
     }
 

@@ -148,7 +148,9 @@ mod tests {
     #[test]
     fn the_last_call_always_has_something_to_say() {
         for total in 1..300 {
-            let last = *calls(StreamSchedule::new(25, 3, 30), &[total]).last().unwrap();
+            let last = *calls(StreamSchedule::new(25, 3, 30), &[total])
+                .last()
+                .unwrap();
             assert!(last.1 && last.0 == total && last.2 < total, "{total}");
         }
     }
