@@ -3,7 +3,7 @@
 use super::reference::attention as reference;
 use super::reference::dense::dot;
 use super::{Buffer, Cpu, check_shape};
-use crate::backend::{Attention, AttnPlan, KvShape, Mask, RelPos, Result};
+use crate::backend::{Attention, AttnPlan, KvShape, Masks, RelPos, Result};
 use crate::tensor::{Segments, Tensor};
 
 /// Keys and values of all layers: `[layers, pages, Hk, page_size, Dh]` each.
@@ -120,13 +120,14 @@ impl Attention for Cpu {
         heads: usize,
         segments: &Segments<Self>,
         rel: Option<RelPos<'_, Self>>,
-        mask: Mask,
+        masks: &Masks<Self>,
         out: &mut Tensor<Self>,
     ) -> Result<()> {
         let d = out.cols();
         check_shape!("attention", qkv.shape(), (segments.total(), 3 * d));
         check_shape!("attention", out.rows(), qkv.rows());
         check_shape!("attention", d % heads, 0);
+        check_shape!("attention", masks.count(), segments.count());
         if let Some(rel) = &rel {
             check_shape!("attention", rel.p.shape(), (2 * rel.center + 1, d));
             assert!(
@@ -154,7 +155,7 @@ impl Attention for Cpu {
                     let at = h * dh;
                     reference::attend(
                         &q,
-                        mask.end(i, range.len()),
+                        masks.get(b).end(i, range.len()),
                         |j| &qkv.row(range.start + j)[d + at..d + at + dh],
                         |j| &qkv.row(range.start + j)[2 * d + at..2 * d + at + dh],
                         |j| {
