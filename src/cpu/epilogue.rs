@@ -14,6 +14,7 @@ pub enum Activation<'a> {
     Elu,
     Tanh,
     Sigmoid,
+    Abs,
     LeakyRelu(f32),
     /// One α per channel.
     Snake(&'a [f32]),
@@ -30,6 +31,7 @@ impl<'a> From<Act<'a, Cpu>> for Activation<'a> {
             Act::Elu => Self::Elu,
             Act::Tanh => Self::Tanh,
             Act::Sigmoid => Self::Sigmoid,
+            Act::Abs => Self::Abs,
             Act::LeakyRelu(slope) => Self::LeakyRelu(slope),
             Act::Snake(alpha) => Self::Snake(alpha.data()),
         }

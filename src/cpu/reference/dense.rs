@@ -78,6 +78,7 @@ pub fn activation(act: Activation<'_>, x: f32, channel: usize) -> f32 {
         }
         Activation::Tanh => v.tanh(),
         Activation::Sigmoid => sigmoid(v),
+        Activation::Abs => v.abs(),
         Activation::LeakyRelu(slope) => {
             if v >= 0.0 {
                 v
