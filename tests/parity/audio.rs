@@ -73,7 +73,12 @@ fn check_prompt(golden: &Golden, wav: &str) {
     features_match(golden, "mel_24k", &mel, &format!("{wav} mel"));
     let bins = golden.shape("whisper_logmel")[1];
     let log_mel = whisper_log_mel(&at_16k, &WhisperParams::standard(bins)).expect("log-mel");
-    transposed_match(golden, "whisper_logmel", &log_mel, &format!("{wav} log-mel"));
+    transposed_match(
+        golden,
+        "whisper_logmel",
+        &log_mel,
+        &format!("{wav} log-mel"),
+    );
     let bins = golden.shape("kaldi_fbank")[1];
     let mut fbank = kaldi_fbank(&at_16k, &FbankParams::standard(bins)).expect("fbank");
     features_match(golden, "kaldi_fbank", &fbank, &format!("{wav} fbank"));
@@ -148,7 +153,12 @@ fn digital_silence() {
     transposed_match(&golden, "silence_mel24", &mel, "silence mel");
     let bins = golden.shape("silence_whisper_logmel")[1];
     let log_mel = whisper_log_mel(&x, &WhisperParams::standard(bins)).expect("log-mel");
-    transposed_match(&golden, "silence_whisper_logmel", &log_mel, "silence log-mel");
+    transposed_match(
+        &golden,
+        "silence_whisper_logmel",
+        &log_mel,
+        "silence log-mel",
+    );
     let bins = golden.shape("silence_fbank")[1];
     let fbank = kaldi_fbank(&x, &FbankParams::standard(bins)).expect("fbank");
     features_match(&golden, "silence_fbank", &fbank, "silence fbank");

@@ -140,7 +140,9 @@ pub struct StreamEncoder {
 }
 
 enum Kind {
-    Pcm { header: Vec<u8> },
+    Pcm {
+        header: Vec<u8>,
+    },
     Flac(Box<flac::Stream>),
     Mp3(Box<mp3::Stream>),
     Opus(Box<opus::Stream>),

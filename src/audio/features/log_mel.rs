@@ -38,13 +38,7 @@ pub fn whisper_log_mel(x: &[f32], p: &WhisperParams) -> Result<Features, AudioEr
             needed_seconds: (pad + 1).max(p.hop) as f64 / f64::from(p.rate_hz),
         });
     }
-    let bank = slaney_filterbank(
-        p.rate_hz,
-        p.n_fft,
-        p.mels,
-        0.0,
-        f64::from(p.rate_hz) / 2.0,
-    );
+    let bank = slaney_filterbank(p.rate_hz, p.n_fft, p.mels, 0.0, f64::from(p.rate_hz) / 2.0);
     let window = hann_periodic(p.n_fft, p.n_fft);
     let mut fft = PowerSpectrum::new(p.n_fft);
     let mut frame = vec![0.0; p.n_fft];
