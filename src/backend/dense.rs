@@ -16,6 +16,7 @@ pub enum Act<'a, B: Memory> {
     Elu,
     Tanh,
     Sigmoid,
+    Abs,
     LeakyRelu(f32),
     /// `x + sin²(αx) / (α + 1e-9)` with one α per channel, `[1, C]`.
     Snake(&'a Tensor<B>),

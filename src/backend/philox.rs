@@ -62,6 +62,13 @@ pub fn normal_pair(a: u32, b: u32) -> [f32; 2] {
     [r * cos, r * sin]
 }
 
+/// Standard normals of four neighbouring harmonics of the source noise at sample `position`: harmonic `h` is value `h % 4` of lane `h / 4`.
+pub fn source_normals(seed: u64, position: u64, lane: u32) -> [f32; 4] {
+    let w = philox(seed, Stream::SourceNoise, position, lane);
+    let ([a, b], [c, d]) = (normal_pair(w[0], w[1]), normal_pair(w[2], w[3]));
+    [a, b, c, d]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

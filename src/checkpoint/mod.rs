@@ -2,8 +2,12 @@
 
 mod bytes;
 mod error;
+pub mod pickle;
 mod scope;
 mod tensors;
+pub mod torch;
+pub mod yaml;
+pub mod zip;
 
 pub use bytes::Bytes;
 pub use error::{CheckpointError, Fault, Problem, Result};

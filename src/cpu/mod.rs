@@ -1,1 +1,141 @@
-//! The CPU backend: the specification of every op, and its fast path.
+//! The CPU backend: the specification of every op ([`reference`]), and its fast path beside it.
+//!
+//! Activations are f32. Weights of linear layers are kept in the precision of [`CpuOptions::weights`]; convolutions and
+//! everything else stay f32.
+
+mod attention;
+mod buffer;
+mod conv;
+mod dense;
+mod epilogue;
+mod flow;
+mod memory;
+mod norm;
+pub mod reference;
+mod sample;
+mod vocoder;
+
+pub use attention::KvCache;
+pub use buffer::Buffer;
+pub use conv::{CpuConv1d, CpuConvT1d};
+pub use dense::CpuLinear;
+pub use epilogue::{Activation, Store};
+pub use memory::CpuEmbedding;
+
+use crate::backend::{Backend, BackendError, Result};
+use crate::tensor::{Ids, Tensor};
+
+/// In what precision the weights of linear layers are kept. Products accumulate in f32 always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightPrecision {
+    /// As exact as the checkpoint.
+    #[default]
+    F32,
+    /// Rounded to the nearest bf16: half the bytes to read per token.
+    Bf16,
+    /// Symmetric int8 with one scale per output channel: a quarter of the bytes.
+    Int8,
+}
+
+/// How the CPU backend is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads that compute, the calling one included. 0 means as many as the process may run on. Results do not depend on it.
+    pub threads: usize,
+    /// Precision of linear layers' weights.
+    pub weights: WeightPrecision,
+}
+
+impl Default for CpuOptions {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            weights: WeightPrecision::F32,
+        }
+    }
+}
+
+/// The CPU as a [`Backend`]. Ops may be called from several threads; they then take turns.
+pub struct Cpu {
+    options: CpuOptions,
+}
+
+impl Cpu {
+    /// Sets up the backend.
+    pub fn new(options: CpuOptions) -> Self {
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        };
+        Self {
+            options: CpuOptions { threads, ..options },
+        }
+    }
+
+    /// The options in effect, with the thread count resolved.
+    pub fn options(&self) -> CpuOptions {
+        self.options
+    }
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> &str {
+        "cpu"
+    }
+}
+
+impl Tensor<Cpu> {
+    /// The values, row-major.
+    pub fn data(&self) -> &[f32] {
+        &self.buf.as_slice()[..self.rows * self.cols]
+    }
+
+    /// The values, row-major, to be changed.
+    pub fn data_mut(&mut self) -> &mut [f32] {
+        &mut self.buf.as_mut_slice()[..self.rows * self.cols]
+    }
+
+    /// Row `i`.
+    pub(crate) fn row(&self, i: usize) -> &[f32] {
+        &self.buf.as_slice()[i * self.cols..(i + 1) * self.cols]
+    }
+}
+
+impl Ids<Cpu> {
+    /// The values.
+    pub fn data(&self) -> &[i32] {
+        &self.buf[..self.len]
+    }
+}
+
+/// Says which allocation failed.
+fn out_of_memory(what: &'static str, bytes: usize) -> BackendError {
+    BackendError::OutOfMemory {
+        device: "cpu".into(),
+        what,
+        bytes,
+    }
+}
+
+/// An empty vector with room for `n` values.
+fn try_vec<T>(n: usize, what: &'static str) -> Result<Vec<T>> {
+    let mut v = Vec::new();
+    v.try_reserve_exact(n)
+        .map_err(|_| out_of_memory(what, n.saturating_mul(size_of::<T>())))?;
+    Ok(v)
+}
+
+/// Panics when an op is given tensors that do not fit each other.
+macro_rules! check_shape {
+    ($op:literal, $actual:expr, $expected:expr) => {{
+        let (actual, expected) = ($actual, $expected);
+        assert!(
+            actual == expected,
+            concat!($op, ": {} is {:?}, expected {:?}"),
+            stringify!($actual),
+            actual,
+            expected
+        );
+    }};
+}
+pub(crate) use check_shape;
