@@ -211,7 +211,11 @@ impl<B: Backend> Cfm<B> {
             trace,
             prefix: &prefix,
         };
-        tracer.record(backend, "x", &ws.x)?;
+        if trace.is_on() {
+            let t = states.iter().map(|s| self.schedule.t[s.step]).collect();
+            trace.record_host(&format!("{prefix}.t"), states.len(), 1, t);
+            tracer.record(backend, "x", &ws.x)?;
+        }
         self.estimator.forward(
             backend,
             &ws.input,

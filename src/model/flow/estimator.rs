@@ -58,7 +58,6 @@ pub(super) struct Estimator<B: Backend> {
     channels: usize,
     heads: usize,
     inner: usize,
-    out_channels: usize,
     down: Stage<B>,
     down_conv: B::Conv1d,
     mid: Vec<Stage<B>>,
@@ -170,7 +169,6 @@ impl<B: Backend> Estimator<B> {
             channels: c,
             heads: config.num_heads,
             inner: config.num_heads * config.attention_head_dim,
-            out_channels: config.out_channels,
             down: stage("down_blocks.0".to_owned(), &downs, config.in_channels)?,
             down_conv: conv1d(backend, &downs.at(2), c, c, KERNEL)?,
             mid: (0..config.num_mid_blocks)
