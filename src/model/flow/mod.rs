@@ -342,8 +342,12 @@ impl<B: Backend> Flow<B> {
 }
 
 /// Frames of a mel of `frames` frames spoken at `speed` times the normal pace.
+///
+/// The speed counts as the shortest decimal that an f32 keeps: 0.8 means 0.8 even when it has been an f32 on the way,
+/// because a frame more or less hangs on that.
 pub fn frames_at_speed(frames: usize, speed: f64) -> usize {
-    (frames as f64 / speed) as usize
+    let decimal = (speed as f32).to_string().parse().unwrap_or(speed);
+    (frames as f64 / decimal) as usize
 }
 
 /// Speeds a mel up or slows it down by linear interpolation (`cli/model.py`): `mel [T, C]` → `out [T / speed, C]`.
@@ -364,4 +368,17 @@ pub fn change_speed<B: Backend>(
         Segments::new(backend, &[frames])?,
     );
     backend.interpolate_rows(mel, &from, out, &to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_speed_means_its_decimal() {
+        for (frames, speed, expected) in [(52, 0.8_f32, 65), (52, 1.3, 40), (100, 2.0, 50)] {
+            assert_eq!(frames_at_speed(frames, f64::from(speed)), expected);
+        }
+        assert_eq!(frames_at_speed(52, 0.8), 65);
+    }
 }
