@@ -2,6 +2,8 @@
 
 mod bytes;
 mod error;
+mod names;
+pub mod onnx;
 pub mod pickle;
 mod scope;
 mod tensors;
