@@ -5,8 +5,6 @@ use std::path::Path;
 
 use memmap2::Mmap;
 
-use super::error::{CheckpointError, Result};
-
 /// Read-only contents of a file.
 #[derive(Debug)]
 pub enum Bytes {
@@ -21,18 +19,14 @@ impl Bytes {
     ///
     /// # Errors
     /// When the operating system refuses it.
-    pub fn map(path: &Path) -> Result<Self> {
-        let io = |source| CheckpointError::Io {
-            path: path.to_path_buf(),
-            source,
-        };
-        let file = std::fs::File::open(path).map_err(io)?;
-        if file.metadata().map_err(io)?.len() == 0 {
+    pub fn map(path: &Path) -> std::io::Result<Self> {
+        let file = std::fs::File::open(path)?;
+        if file.metadata()?.len() == 0 {
             return Ok(Self::Owned(Vec::new()));
         }
         // SAFETY: the mapping is private and read-only. As with every mapped model file, the contract with the user is
         // that nobody truncates a checkpoint while it is loaded.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let map = unsafe { Mmap::map(&file) }?;
         Ok(Self::Mapped(map))
     }
 

@@ -11,15 +11,23 @@ use super::error::{Fault, Problem};
 use super::onnx::{Graph, Node};
 use super::tensors::{Dtype, Entry, TensorFile};
 
-/// Opens an ONNX file as named tensors.
+/// Opens an ONNX file as named tensors, with what `describe` makes of its graph.
 ///
 /// # Errors
-/// When it is not a complete ONNX model, or two weights claim one name.
-pub fn read(name: &str, bytes: Bytes) -> Result<TensorFile, Problem> {
-    let entries = Graph::read(bytes.as_slice())
-        .and_then(|graph| table(&graph))
+/// When it is not a complete ONNX model, two weights claim one name, or `describe` fails.
+pub(super) fn read<C>(
+    name: &str,
+    bytes: Bytes,
+    describe: impl FnOnce(&Graph<'_>, &BTreeMap<String, Entry>) -> Result<C, Fault>,
+) -> Result<(TensorFile, C), Problem> {
+    let (entries, description) = Graph::read(bytes.as_slice())
+        .and_then(|graph| {
+            let entries = table(&graph)?;
+            let description = describe(&graph, &entries)?;
+            Ok((entries, description))
+        })
         .map_err(|fault| fault.of(name))?;
-    TensorFile::new(name, bytes, entries)
+    Ok((TensorFile::new(name, bytes, entries)?, description))
 }
 
 /// All weights of a graph by readable name. What no layer consumes keeps its own name, for the report of unexpected tensors.
@@ -129,7 +137,7 @@ fn module(
 
 /// `/head/layer1/layer1.0/conv1/Conv` → `head.layer1.0.conv1`: the operation goes, and so does a sequence's own name before
 /// that of its element.
-fn path(node: &str) -> String {
+pub(super) fn path(node: &str) -> String {
     let parts: Vec<&str> = node.split('/').filter(|part| !part.is_empty()).collect();
     let modules = &parts[..parts.len().saturating_sub(1)];
     let kept: Vec<&str> = modules
@@ -154,7 +162,8 @@ mod tests {
     use super::*;
 
     fn open(parts: &[Vec<u8>]) -> Result<TensorFile, Problem> {
-        read("m.onnx", Bytes::Owned(message(7, &parts.concat())))
+        let bytes = Bytes::Owned(message(7, &parts.concat()));
+        Ok(read("m.onnx", bytes, |_, _| Ok(()))?.0)
     }
 
     #[test]

@@ -170,6 +170,14 @@ impl TensorFile {
         &self.entries
     }
 
+    /// The same tensors under other names.
+    #[must_use]
+    pub fn rename(mut self, name: impl Fn(&str) -> String) -> Self {
+        let old = std::mem::take(&mut self.entries);
+        self.entries = old.into_iter().map(|(n, e)| (name(&n), e)).collect();
+        self
+    }
+
     /// The file's tensors from the top.
     pub fn root(&self) -> Scope<'_> {
         Scope::new(self)
