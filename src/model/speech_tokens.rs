@@ -183,18 +183,15 @@ impl Block {
     fn load(cpu: &Cpu, scope: &Scope<'_>, config: &SpeechTokensConfig) -> Result<Self> {
         let d = config.state;
         let attn = scope.at("attn");
-        let [query, key, value] = ["query", "key", "value"].map(|n| attn.at(n));
-        let square = |s: &Scope<'_>| s.weight("weight", &[d, d]);
-        let bias = |s: &Scope<'_>| s.optional("bias", &[d]);
+        let parts = ["query", "key", "value"].map(|name| {
+            let part = attn.at(name);
+            (part.weight("weight", &[d, d]), part.optional("bias", &[d]))
+        });
         let kernel = last_dim(&attn, "fsmn_block.weight");
         let inner = mlp_width(scope);
         Ok(Self {
             attn_norm: LayerNorm::load(cpu, &scope.at("attn_ln"), d, config.attn_norm_eps)?,
-            qkv: cpu.pack_linears(&[
-                (&square(&query), bias(&query).as_ref()),
-                (&square(&key), bias(&key).as_ref()),
-                (&square(&value), bias(&value).as_ref()),
-            ])?,
+            qkv: cpu.pack_linears(&parts.each_ref().map(|(w, b)| (w, b.as_ref())))?,
             memory: cpu.pack_conv1d(
                 &attn.weight("fsmn_block.weight", &[d, 1, kernel]),
                 None,
