@@ -182,13 +182,7 @@ impl SpeakerEncoder {
         let (rows, cols) = x.shape();
         let mut stats = vec![0.0f32; 2 * cols];
         for c in 0..cols {
-            let column = || {
-                x.data()
-                    .iter()
-                    .skip(c)
-                    .step_by(cols)
-                    .map(|&v| f64::from(v))
-            };
+            let column = || x.data().iter().skip(c).step_by(cols).map(|&v| f64::from(v));
             let mean = column().sum::<f64>() / rows as f64;
             let squares = column().map(|v| (v - mean).powi(2)).sum::<f64>();
             stats[c] = mean as f32;
@@ -280,13 +274,7 @@ impl Head {
 }
 
 impl DenseLayer {
-    fn load(
-        cpu: &Cpu,
-        scope: &Scope<'_>,
-        width: usize,
-        dilation: usize,
-        eps: f32,
-    ) -> Result<Self> {
+    fn load(cpu: &Cpu, scope: &Scope<'_>, width: usize, dilation: usize, eps: f32) -> Result<Self> {
         let [bottleneck_width, ..] = dims::<3>(&scope.at("linear1"), "weight");
         let cam = scope.at("cam_layer");
         let [growth, _, kernel] = dims(&cam, "linear_local.weight");
@@ -371,7 +359,9 @@ fn context(x: &Tensor<Cpu>, segment: usize, count_include_pad: bool) -> Vec<f32>
         .map(|part| {
             let mut sum = vec![0.0; cols];
             for row in part.chunks_exact(cols) {
-                sum.iter_mut().zip(row).for_each(|(s, &v)| *s += f64::from(v));
+                sum.iter_mut()
+                    .zip(row)
+                    .for_each(|(s, &v)| *s += f64::from(v));
             }
             (part.len() / cols, sum)
         })
@@ -402,7 +392,11 @@ impl ScaleShift {
     fn load(scope: &Scope<'_>, size: usize, eps: f32) -> Self {
         let mean = scope.weight("running_mean", &[size]);
         let var = scope.weight("running_var", &[size]);
-        let affine = |name: &str| scope.optional(name, &[size]).map(|w| w.to_f32().into_owned());
+        let affine = |name: &str| {
+            scope
+                .optional(name, &[size])
+                .map(|w| w.to_f32().into_owned())
+        };
         let (weight, bias) = (affine("weight"), affine("bias"));
         let (mut scale, mut shift) = (Vec::with_capacity(size), Vec::with_capacity(size));
         for (c, (m, v)) in mean.to_f32().iter().zip(var.to_f32().iter()).enumerate() {

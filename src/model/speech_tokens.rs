@@ -84,11 +84,7 @@ impl SpeechTokenizer {
                 stride,
                 ..ConvGeom::same(kernel, 1)
             };
-            stem.push(StemConv {
-                conv,
-                geom,
-                kernel,
-            });
+            stem.push(StemConv { conv, geom, kernel });
             channels = state;
         }
         let blocks = (0..config.num_blocks)
@@ -126,7 +122,10 @@ impl SpeechTokenizer {
     /// # Panics
     /// When the features have another number of bins than the tokenizer reads.
     pub fn encode(&self, cpu: &Cpu, features: &Features, trace: &Trace) -> Result<Vec<i32>> {
-        assert_eq!(features.bins, self.config.num_mels, "speech tokenizer: mels");
+        assert_eq!(
+            features.bins, self.config.num_mels,
+            "speech tokenizer: mels"
+        );
         if features.rows == 0 {
             return Ok(Vec::new());
         }
@@ -192,11 +191,7 @@ impl Block {
         Ok(Self {
             attn_norm: LayerNorm::load(cpu, &scope.at("attn_ln"), d, config.attn_norm_eps)?,
             qkv: cpu.pack_linears(&parts.each_ref().map(|(w, b)| (w, b.as_ref())))?,
-            memory: cpu.pack_conv1d(
-                &attn.weight("fsmn_block.weight", &[d, 1, kernel]),
-                None,
-                d,
-            )?,
+            memory: cpu.pack_conv1d(&attn.weight("fsmn_block.weight", &[d, 1, kernel]), None, d)?,
             out: linear(cpu, &attn.at("out"), d, d)?,
             mlp_norm: LayerNorm::load(cpu, &scope.at("mlp_ln"), d, config.mlp_norm_eps)?,
             up: linear(cpu, &scope.at("mlp.0"), inner, d)?,
@@ -225,18 +220,20 @@ impl Block {
         };
         let ep = Epilogue::Accumulate;
         cpu.conv1d(
-            &w.v, &w.segments, &self.memory, geom, None, ep, &mut w.x, &w.segments,
+            &w.v,
+            &w.segments,
+            &self.memory,
+            geom,
+            None,
+            ep,
+            &mut w.x,
+            &w.segments,
         )?;
         cpu.axpby(1.0, &w.v, 1.0, &mut w.x)?;
 
         self.mlp_norm.forward(cpu, &w.x, &mut w.normed)?;
         cpu.resize(&mut w.hidden, w.x.rows(), self.inner)?;
-        cpu.linear(
-            &w.normed,
-            &self.up,
-            Epilogue::Act(Act::Gelu),
-            &mut w.hidden,
-        )?;
+        cpu.linear(&w.normed, &self.up, Epilogue::Act(Act::Gelu), &mut w.hidden)?;
         cpu.linear(&w.hidden, &self.down, Epilogue::Accumulate, &mut w.x)
     }
 }
