@@ -69,6 +69,10 @@ pub trait Conv: Memory {
         groups: usize,
     ) -> Result<Self::Conv1d>;
 
+    /// Packs a convolution without groups whose sums are accumulated in f64, activations kept in f32: for f0, whose rounding errors the
+    /// source's phase multiplies by thousands.
+    fn pack_conv1d_exact(&self, w: &Weight<'_>, bias: Option<&Weight<'_>>) -> Result<Self::Conv1d>;
+
     /// Packs a PyTorch `ConvTranspose1d`: `w [Ci, Co, k]`, `bias [Co]`, with its stride and padding.
     fn pack_conv_transpose1d(
         &self,

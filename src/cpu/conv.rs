@@ -1,5 +1,6 @@
 //! Convolutions over the rows of each sequence.
 
+use super::exact::ExactConv;
 use super::reference::{conv as reference, dense};
 use super::{Activation, Cpu, Store, check_shape};
 use crate::backend::{Act, Conv, ConvGeom, Epilogue, Result, Weight};
@@ -14,6 +15,8 @@ pub struct CpuConv1d {
     co: usize,
     kernel: usize,
     groups: usize,
+    /// In place of `w`, for sums in f64.
+    exact: Option<ExactConv>,
 }
 
 /// A packed transposed convolution.
@@ -56,6 +59,22 @@ impl Conv for Cpu {
             co: w.shape[0],
             kernel: w.shape[2],
             groups,
+            exact: None,
+        })
+    }
+
+    fn pack_conv1d_exact(&self, w: &Weight<'_>, bias: Option<&Weight<'_>>) -> Result<CpuConv1d> {
+        check_shape!("pack_conv1d_exact", w.shape.len(), 3);
+        let bias = bias.map(|b| b.to_f32().into_owned());
+        let (co, ci, kernel) = (w.shape[0], w.shape[1], w.shape[2]);
+        Ok(CpuConv1d {
+            w: Vec::new(),
+            exact: Some(ExactConv::new(&w.to_f32(), co, ci, bias.as_deref())),
+            bias,
+            ci,
+            co,
+            kernel,
+            groups: 1,
         })
     }
 
@@ -97,8 +116,13 @@ impl Conv for Cpu {
         for b in 0..segments.count() {
             let (from, to) = (segments.range(b), out_segments.range(b));
             check_shape!("conv1d", to.len(), geom.output_rows(from.len(), w.kernel));
+            let x = &x[from.start * w.ci..from.end * w.ci];
+            if let Some(exact) = &w.exact {
+                exact.run(x, &geom, &mut y[to.start * w.co..to.end * w.co]);
+                continue;
+            }
             reference::conv1d(
-                &x[from.start * w.ci..from.end * w.ci],
+                x,
                 w.ci,
                 &w.w,
                 w.co,

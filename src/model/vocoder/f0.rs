@@ -1,6 +1,6 @@
 //! Fundamental frequency of each mel frame.
 //!
-//! In: `mel [N, mels]`. Out: `f0 [N, 1]` in Hz, not negative. Reference: `ConvRNNF0Predictor` (`cosyvoice/hifigan/f0_predictor.py`).
+//! In: `mel [N, mels]`. Out: `f0 [N, 1]` in Hz, not negative. Sums are exact: an error of 1e-6 here is heard in the phase. Reference: `ConvRNNF0Predictor` (`cosyvoice/hifigan/f0_predictor.py`).
 
 use crate::backend::{Act, Backend, ConvGeom, Epilogue, Result};
 use crate::checkpoint::Scope;
@@ -12,7 +12,7 @@ const KERNEL: usize = 3;
 /// Convolutions with ELU, then a linear layer.
 pub(super) struct F0Predictor<B: Backend> {
     convs: Vec<B::Conv1d>,
-    classifier: B::Linear,
+    classifier: B::Conv1d,
     channels: usize,
     outputs: usize,
 }
@@ -26,15 +26,17 @@ impl<B: Backend> F0Predictor<B> {
                 // Activations sit between the convolutions in the list.
                 let conv = scope.at("condnet").at(2 * i);
                 let w = conv.weight_norm(&[channels, input, KERNEL]);
-                backend.pack_conv1d(&w, Some(&conv.weight("bias", &[channels])), 1)
+                backend.pack_conv1d_exact(&w, Some(&conv.weight("bias", &[channels])))
             })
             .collect::<Result<_>>()?;
         let classifier = scope.at("classifier");
-        let w = classifier.weight("weight", &[config.num_class, channels]);
+        let mut w = classifier.weight("weight", &[config.num_class, channels]);
+        // A linear layer is a convolution of kernel 1.
+        w.shape.push(1);
         let bias = classifier.weight("bias", &[config.num_class]);
         Ok(Self {
             convs,
-            classifier: backend.pack_linear(&w, Some(&bias))?,
+            classifier: backend.pack_conv1d_exact(&w, Some(&bias))?,
             channels,
             outputs: config.num_class,
         })
@@ -59,6 +61,7 @@ impl<B: Backend> F0Predictor<B> {
             std::mem::swap(&mut a, &mut b);
         }
         backend.resize(f0, mel.rows(), self.outputs)?;
-        backend.linear(a, &self.classifier, Epilogue::Act(Act::Abs), f0)
+        let (geom, ep) = (ConvGeom::same(1, 1), Epilogue::Act(Act::Abs));
+        backend.conv1d(a, segments, &self.classifier, geom, None, ep, f0, segments)
     }
 }

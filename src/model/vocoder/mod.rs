@@ -55,9 +55,19 @@ impl<B: Backend> HiftWorkspace<B> {
         &self.f0
     }
 
+    /// The same, to be replaced between the stages.
+    pub fn f0_mut(&mut self) -> &mut Tensor<B> {
+        &mut self.f0
+    }
+
     /// Source signal `[Σ samples, 1]` of the last run, cached beginnings included.
     pub fn source(&self) -> &Tensor<B> {
         &self.source
+    }
+
+    /// The same, to be replaced between the stages.
+    pub fn source_mut(&mut self) -> &mut Tensor<B> {
+        &mut self.source
     }
 
     /// Waveform `[Σ samples, 1]` of the last run.

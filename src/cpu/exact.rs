@@ -1,0 +1,138 @@
+//! Convolution with sums in f64. Products of two f32 are exact there, so the result does not depend on how multiply-adds are compiled.
+//!
+//! In: `x [T, Ci]`. Out: `[T', Co]`, without epilogue. See [`Conv::pack_conv1d_exact`](crate::backend::Conv::pack_conv1d_exact).
+
+use super::reference::conv::source_row;
+use crate::backend::ConvGeom;
+
+/// Output rows computed together: a weight is widened once for all of them.
+const ROWS: usize = 4;
+/// Output channels computed together.
+const WIDTH: usize = 8;
+
+pub(super) struct ExactConv {
+    /// `[⌈Co / WIDTH⌉, k, Ci, WIDTH]`, zeros past the last channel.
+    w: Vec<f32>,
+    /// `[⌈Co / WIDTH⌉, WIDTH]`
+    bias: Vec<f32>,
+    co: usize,
+    ci: usize,
+}
+
+impl ExactConv {
+    /// Packs `w [Co, Ci, k]`.
+    pub(super) fn new(w: &[f32], co: usize, ci: usize, bias: Option<&[f32]>) -> Self {
+        let kernel = w.len().checked_div(co * ci).unwrap_or(0);
+        let panels = co.div_ceil(WIDTH);
+        let mut packed = vec![0.0; panels * kernel * ci * WIDTH];
+        for o in 0..co {
+            for (c, taps) in w[o * ci * kernel..][..ci * kernel]
+                .chunks_exact(kernel.max(1))
+                .enumerate()
+            {
+                for (t, &value) in taps.iter().enumerate() {
+                    let at = ((o / WIDTH * kernel + t) * ci + c) * WIDTH + o % WIDTH;
+                    packed[at] = value;
+                }
+            }
+        }
+        let mut padded = vec![0.0; panels * WIDTH];
+        if let Some(bias) = bias {
+            padded[..co].copy_from_slice(bias);
+        }
+        Self {
+            w: packed,
+            bias: padded,
+            co,
+            ci,
+        }
+    }
+
+    /// One sequence.
+    pub(super) fn run(&self, x: &[f32], geom: &ConvGeom, out: &mut [f32]) {
+        let (ci, co) = (self.ci, self.co);
+        let rows = x.len() / ci;
+        let zeros = vec![0.0; ci];
+        let panel = self.w.len() / self.bias.len() * WIDTH;
+        for (block, out) in out.chunks_mut(ROWS * co).enumerate() {
+            let n = out.len() / co;
+            for (p, (w, bias)) in self
+                .w
+                .chunks_exact(panel)
+                .zip(self.bias.chunks_exact(WIDTH))
+                .enumerate()
+            {
+                let mut sums = [[0.0f64; WIDTH]; ROWS];
+                sums.fill(std::array::from_fn(|j| f64::from(bias[j])));
+                for (t, w) in w.chunks_exact(ci * WIDTH).enumerate() {
+                    let x = std::array::from_fn(|r| {
+                        // Rows past the last repeat it; they are not stored.
+                        let i = block * ROWS + r.min(n - 1);
+                        let row = source_row(i * geom.stride + t * geom.dilation, rows, geom);
+                        row.map_or(zeros.as_slice(), |row| &x[row * ci..(row + 1) * ci])
+                    });
+                    multiply(x, w, &mut sums);
+                }
+                let columns = p * WIDTH..co.min((p + 1) * WIDTH);
+                for (sums, out) in sums.iter().zip(out.chunks_exact_mut(co)) {
+                    for (out, sum) in out[columns.clone()].iter_mut().zip(sums) {
+                        *out = *sum as f32;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `sums[r] += Σ x[r][c] · w[c]`
+#[inline]
+fn multiply(x: [&[f32]; ROWS], w: &[f32], sums: &mut [[f64; WIDTH]; ROWS]) {
+    let mut local = *sums;
+    for (c, w) in w.chunks_exact(WIDTH).enumerate() {
+        for (x, sums) in x.iter().zip(&mut local) {
+            let x = f64::from(x[c]);
+            for (sum, &w) in sums.iter_mut().zip(w) {
+                *sum += x * f64::from(w);
+            }
+        }
+    }
+    *sums = local;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::reference::conv::conv1d;
+
+    #[test]
+    fn agrees_with_the_plain_loops() {
+        for (rows, ci, co, kernel, geom) in [
+            (9, 5, 11, 3, ConvGeom::same(3, 1)),
+            (1, 16, 8, 3, ConvGeom::same(3, 1)),
+            (7, 3, 1, 1, ConvGeom::same(1, 1)),
+            (
+                13,
+                4,
+                17,
+                4,
+                ConvGeom {
+                    stride: 2,
+                    left: 1,
+                    right: 1,
+                    ..ConvGeom::same(1, 1)
+                },
+            ),
+        ] {
+            let wave = |n: usize, f: f32| (0..n).map(|i| (i as f32 * f).sin()).collect::<Vec<_>>();
+            let (x, w) = (wave(rows * ci, 0.7), wave(co * ci * kernel, 1.3));
+            let bias = wave(co, 0.9);
+            let mut expected = vec![0.0; geom.output_rows(rows, kernel) * co];
+            conv1d(&x, ci, &w, co, 1, Some(&bias), &geom, &mut expected);
+            let mut actual = vec![f32::NAN; expected.len()];
+            ExactConv::new(&w, co, ci, Some(&bias)).run(&x, &geom, &mut actual);
+            for (a, e) in actual.iter().zip(&expected) {
+                assert!((a - e).abs() <= 1e-6 * e.abs().max(1.0), "{a} {e}");
+            }
+        }
+    }
+}
