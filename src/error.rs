@@ -6,6 +6,9 @@ pub enum Error {
     /// An op of a backend failed: out of memory or a lost device.
     #[error(transparent)]
     Backend(#[from] crate::backend::BackendError),
+    /// A checkpoint that cannot be used, with everything that is wrong with it.
+    #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::CheckpointError),
     /// The operating system refused a file.
     #[error("{path}: {source}")]
     Io {
