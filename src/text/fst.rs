@@ -15,7 +15,7 @@ pub(super) struct Arc {
 
 /// A transducer: bytes in, bytes out; label 0 is epsilon.
 #[derive(Debug)]
-pub struct Fst {
+pub(super) struct Fst {
     pub(super) start: u32,
     /// Arcs of state `s` are `arcs[first[s]..first[s + 1]]`, sorted by input label.
     first: Vec<u32>,
@@ -28,7 +28,7 @@ pub struct Fst {
 
 /// Why a packed grammar cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FstError {
+pub(super) enum FstError {
     #[error("not gzip data: {0}")]
     Gzip(String),
     #[error("not a packed grammar")]
@@ -76,7 +76,7 @@ impl Fst {
     ///
     /// # Errors
     /// [`FstError`] for anything that `grammars/pack.py` would not write.
-    pub fn from_gzip(bytes: &[u8]) -> Result<Self, FstError> {
+    pub(super) fn from_gzip(bytes: &[u8]) -> Result<Self, FstError> {
         let mut unpacked = Vec::new();
         flate2::read::GzDecoder::new(bytes)
             .take(1 << 27)
@@ -89,7 +89,7 @@ impl Fst {
     ///
     /// # Errors
     /// [`FstError`] for anything that `grammars/pack.py` would not write.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, FstError> {
+    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, FstError> {
         let mut bytes = Bytes(bytes);
         if bytes.take(5)? != b"FSTP1" {
             return Err(FstError::Magic);
@@ -164,7 +164,7 @@ impl Fst {
     }
 
     /// Number of states.
-    pub fn states(&self) -> usize {
+    pub(super) fn states(&self) -> usize {
         self.finals.len()
     }
 

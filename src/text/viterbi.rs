@@ -48,7 +48,7 @@ enum Order {
 
 /// Working memory of the search, kept between texts.
 #[derive(Debug, Default)]
-pub struct Search {
+pub(super) struct Search {
     nodes: Vec<Node>,
     links: Vec<Link>,
     /// `nodes[offsets[i]..offsets[i + 1]]` are at position `base + i`, by rank of their states.
@@ -71,7 +71,7 @@ struct Task<'a> {
 
 impl Search {
     /// The output of the best path of `input` through `fst`; `None` when no path accepts it. Time is linear in the input.
-    pub fn transduce(&mut self, fst: &Fst, input: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn transduce(&mut self, fst: &Fst, input: &[u8]) -> Option<Vec<u8>> {
         let task = Task { fst, input };
         self.start(task);
         let mut commit_at = COMMIT_NODES;

@@ -1,7 +1,10 @@
 //! Tokenizer, official helpers, splitter and official normalisation against the kit's `tokenizer.json`,
 //! `text_frontend.json` and `text_frontend_wetext.json`.
 
-use cosyvoice::text::{self, SplitOptions, TextError, Tokenizer, official};
+use cosyvoice::text::{
+    self, Frontend, FrontendOptions, Normalization, Part, SplitOptions, TextError, TextOptions,
+    Tokenizer, official,
+};
 use serde_json::Value;
 
 use crate::support::golden;
@@ -180,4 +183,48 @@ fn text_normalize_with_wetext() {
         cases.len(),
         wrong.join("\n")
     );
+}
+
+/// The engine's front door gives the official segments and their tokens.
+#[test]
+fn official_front_door() {
+    let Some(golden) = json("text_frontend_wetext.json") else {
+        return;
+    };
+    let tokenizer = std::sync::Arc::new(tokenizer());
+    let frontend = Frontend::new(tokenizer.clone(), FrontendOptions::default());
+    let options = TextOptions {
+        normalization: Normalization::Official,
+        ..TextOptions::default()
+    };
+    for case in golden["cases"].as_array().expect("cases") {
+        let expected = &case["text_normalize"]["out"];
+        let Some(expected) = expected.as_array().filter(|s| !s.is_empty()) else {
+            assert!(frontend.prepare(text_of(case), &options).is_err(), "{case}");
+            continue;
+        };
+        let prepared = frontend.prepare(text_of(case), &options).expect("prepared");
+        let speech: Vec<_> = prepared
+            .parts
+            .iter()
+            .map(|part| match part {
+                Part::Speech { text, tokens, .. } => (Value::from(text.as_str()), tokens.clone()),
+                Part::Pause { .. } => panic!("a pause in {case}"),
+            })
+            .collect();
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|text| {
+                (
+                    text.clone(),
+                    tokenizer.encode(text.as_str().expect("segment")),
+                )
+            })
+            .collect();
+        assert_eq!(speech, expected);
+        let prompt = frontend
+            .prepare_prompt(text_of(case), &options)
+            .expect("prompt");
+        assert_eq!(case["text_normalize_nosplit"]["out"], prompt.text);
+    }
 }
