@@ -1,4 +1,12 @@
 //! A voice: what the models need to know of a speaker, computed once from a prompt recording.
+//!
+//! [`VoiceEncoder`] makes one of a recording, [`Voice::to_bytes`] and [`Voice::from_bytes`] keep it in a small file.
+
+mod encoder;
+mod file;
+
+pub use encoder::{VoiceEncoder, VoiceError};
+pub use file::{VoiceDims, VoiceFileError};
 
 /// Conditioning of a speaker. Zero-shot voices have all parts; a voice of `spk2info.pt` may have the embedding alone.
 #[derive(Clone, Debug, Default, PartialEq)]
