@@ -12,6 +12,7 @@ mod exact;
 mod flow;
 mod memory;
 mod norm;
+mod prompt;
 pub mod reference;
 mod sample;
 mod vocoder;
@@ -22,6 +23,7 @@ pub use conv::{CpuConv1d, CpuConvT1d};
 pub use dense::CpuLinear;
 pub use epilogue::{Activation, Store};
 pub use memory::CpuEmbedding;
+pub use prompt::CpuConv2d;
 
 use crate::backend::{Backend, BackendError, Result};
 use crate::tensor::{Ids, Tensor};

@@ -1,4 +1,6 @@
 //! Every stage against tensors of the official PyTorch code (`PARITY_KIT=DIR`, else the trimmed kit in `tests/fixtures`).
 
 mod audio;
+mod speaker;
+mod speech_tokens;
 mod text;
