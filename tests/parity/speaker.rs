@@ -27,7 +27,10 @@ fn embedding(cpu: &Cpu, encoder: &SpeakerEncoder, golden: &Golden, expected: &st
     let similarity = cosine(&embedding, &expected_values);
     let peak = expected_values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
     let error = max_abs(&embedding, &expected_values) / peak;
-    println!("{expected}: 1 - cosine {:.1e}, error {error:.1e} of peak", 1.0 - similarity);
+    println!(
+        "{expected}: 1 - cosine {:.1e}, error {error:.1e} of peak",
+        1.0 - similarity
+    );
     assert!(similarity >= 0.99999, "{expected}: {similarity}");
     assert!(error < MAX_ABS, "{expected}: {error:e} of peak");
 }

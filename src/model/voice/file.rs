@@ -174,12 +174,18 @@ impl Voice {
 
 fn floats(file: &SafeTensors<'_>, tensor: &'static str) -> Result<Vec<f32>, VoiceFileError> {
     let bytes = values(file, tensor, Dtype::F32, "f32")?;
-    Ok(bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect())
+    Ok(bytes
+        .chunks_exact(4)
+        .map(bytemuck::pod_read_unaligned)
+        .collect())
 }
 
 fn ints(file: &SafeTensors<'_>, tensor: &'static str) -> Result<Vec<i32>, VoiceFileError> {
     let bytes = values(file, tensor, Dtype::I32, "i32")?;
-    Ok(bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect())
+    Ok(bytes
+        .chunks_exact(4)
+        .map(bytemuck::pod_read_unaligned)
+        .collect())
 }
 
 fn values<'a>(
