@@ -9,7 +9,7 @@ use crate::error::Result;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Folder of the checkpoint, official or converted
-    #[arg(long, value_name = "DIR", env = "COSYVOICE_MODEL")]
+    #[arg(long, value_name = "DIR", env = "MODEL_DIR")]
     pub model: PathBuf,
     /// Folder to write; files of an earlier conversion are replaced
     #[arg(long, value_name = "DIR")]

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Folder of the checkpoint, official or converted
-    #[arg(long, value_name = "DIR", env = "COSYVOICE_MODEL")]
+    #[arg(long, value_name = "DIR", env = "MODEL_DIR")]
     pub model: PathBuf,
     /// Everything as JSON: configuration, files, tensors
     #[arg(long)]
