@@ -229,13 +229,18 @@ pub trait Attention: Memory {
         out: &mut Tensor<Self>,
     ) -> Result<()>;
 
-    /// Multi-head self-attention inside each sequence, each under its own mask, scale `1/√Dh`: `qkv [N, 3 · H·Dh]`,
-    /// `out [N, H·Dh]`. What a row sees alone decides its value, so rows of a chunk do not change as a sequence grows.
+    /// Multi-head self-attention inside each sequence, each under its own mask, scale `1/√Dh`: `qkv [N, 3 · H·Dh]`.
+    ///
+    /// `queries` says how many of each sequence's last rows are wanted: `out [Nq, H·Dh]`, packed. The rows before them are
+    /// keys and values only; `segments` itself wants all. What a row sees alone decides its value, so rows of a chunk do
+    /// not change as a sequence grows.
+    #[allow(clippy::too_many_arguments)]
     fn attention(
         &self,
         qkv: &Tensor<Self>,
         heads: usize,
         segments: &Segments<Self>,
+        queries: &Segments<Self>,
         rel: Option<RelPos<'_, Self>>,
         masks: &Masks<Self>,
         out: &mut Tensor<Self>,

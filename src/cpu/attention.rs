@@ -119,13 +119,15 @@ impl Attention for Cpu {
         qkv: &Tensor<Self>,
         heads: usize,
         segments: &Segments<Self>,
+        queries: &Segments<Self>,
         rel: Option<RelPos<'_, Self>>,
         masks: &Masks<Self>,
         out: &mut Tensor<Self>,
     ) -> Result<()> {
         let d = out.cols();
         check_shape!("attention", qkv.shape(), (segments.total(), 3 * d));
-        check_shape!("attention", out.rows(), qkv.rows());
+        check_shape!("attention", out.rows(), queries.total());
+        check_shape!("attention", queries.count(), segments.count());
         check_shape!("attention", d % heads, 0);
         check_shape!("attention", masks.count(), segments.count());
         if let Some(rel) = &rel {
@@ -139,9 +141,13 @@ impl Attention for Cpu {
         }
         let dh = d / heads;
         for b in 0..segments.count() {
-            let range = segments.range(b);
-            for i in 0..range.len() {
+            let (range, wanted) = (segments.range(b), queries.range(b));
+            let Some(past) = range.len().checked_sub(wanted.len()) else {
+                panic!("attention: {} of {} rows", wanted.len(), range.len());
+            };
+            for i in past..range.len() {
                 let row = range.start + i;
+                let out_row = wanted.start + i - past;
                 for h in 0..heads {
                     let head = h * dh..(h + 1) * dh;
                     let mut q = qkv.row(row)[head.clone()].to_vec();
@@ -164,7 +170,7 @@ impl Attention for Cpu {
                                 dot(&q_position, &p[head.clone()])
                             })
                         },
-                        &mut out.data_mut()[row * d..(row + 1) * d][head.clone()],
+                        &mut out.data_mut()[out_row * d..(out_row + 1) * d][head.clone()],
                     );
                 }
             }

@@ -206,7 +206,15 @@ impl Block {
         self.attn_norm.forward(cpu, &w.x, &mut w.normed)?;
         cpu.linear(&w.normed, &self.qkv, Epilogue::None, &mut w.qkv)?;
         cpu.rotate_halves(&mut w.qkv, 0, 2 * heads, dim, config.rope_theta);
-        cpu.attention(&w.qkv, heads, &w.segments, None, &w.masks, &mut w.mixed)?;
+        cpu.attention(
+            &w.qkv,
+            heads,
+            &w.segments,
+            &w.segments,
+            None,
+            &w.masks,
+            &mut w.mixed,
+        )?;
         cpu.linear(&w.mixed, &self.out, Epilogue::Accumulate, &mut w.x)?;
         // The memory: the values and their depthwise convolution.
         w.copy_values();

@@ -352,6 +352,7 @@ impl<B: Backend> Block<B> {
             &ws.qkv,
             config.attention_heads,
             segments,
+            segments,
             Some(rel),
             masks,
             &mut ws.attended,

@@ -372,7 +372,15 @@ impl<B: Backend> Transformer<B> {
         self.norm1.forward(backend, x, 1.0, None, &mut s.y)?;
         backend.linear(&s.y, &self.qkv, Epilogue::None, &mut s.qkv)?;
         let (segments, masks) = (batch.segments, batch.masks);
-        backend.attention(&s.qkv, heads, segments, None, masks, &mut s.attended)?;
+        backend.attention(
+            &s.qkv,
+            heads,
+            segments,
+            segments,
+            None,
+            masks,
+            &mut s.attended,
+        )?;
         backend.linear(&s.attended, &self.output, Epilogue::Accumulate, x)?;
         self.norm3.forward(backend, x, 1.0, None, &mut s.y)?;
         backend.linear(&s.y, &self.up, Epilogue::Act(Act::Gelu), &mut s.wide)?;
