@@ -1,6 +1,8 @@
 //! Every stage against tensors of the official PyTorch code (`PARITY_KIT=DIR`, else the trimmed kit in `tests/fixtures`).
 
 mod audio;
+mod llm;
 mod speaker;
 mod speech_tokens;
 mod text;
+mod vocoder;

@@ -2,3 +2,4 @@
 
 pub(crate) mod golden;
 pub(crate) mod metrics;
+pub(crate) mod model;

@@ -65,11 +65,6 @@ impl<B: Backend> HiftWorkspace<B> {
         &self.source
     }
 
-    /// The same, to be replaced between the stages.
-    pub fn source_mut(&mut self) -> &mut Tensor<B> {
-        &mut self.source
-    }
-
     /// Waveform `[Σ samples, 1]` of the last run.
     pub fn wave(&self) -> &Tensor<B> {
         &self.wave
@@ -130,13 +125,7 @@ impl<B: Backend> Hift<B> {
         trace: &Trace,
     ) -> Result<()> {
         self.predict_f0(backend, mel, segments, ws, trace)?;
-        self.make_source(backend, segments, noise, ws, trace)?;
-        for (b, cached) in cached.iter().enumerate() {
-            if let Some(cached) = cached {
-                let start = ws.samples.range(b).start;
-                backend.copy_rows(cached, 0, &mut ws.source, start, cached.rows())?;
-            }
-        }
+        self.make_source(backend, segments, cached, noise, ws, trace)?;
         self.generate(backend, mel, segments, ws, trace)
     }
 
@@ -157,7 +146,7 @@ impl<B: Backend> Hift<B> {
         trace.record(backend, "hift.f0", &ws.f0)
     }
 
-    /// Second stage: the source from the f0 in the workspace.
+    /// Second stage: the source from the f0 in the workspace; its beginning is replaced where there is a cached one.
     ///
     /// # Errors
     /// When the device fails.
@@ -165,6 +154,7 @@ impl<B: Backend> Hift<B> {
         &self,
         backend: &B,
         segments: &Segments<B>,
+        cached: &[Option<&Tensor<B>>],
         noise: SourceNoise<'_, B>,
         ws: &mut HiftWorkspace<B>,
         trace: &Trace,
@@ -177,6 +167,12 @@ impl<B: Backend> Hift<B> {
         backend.resize(&mut ws.source, ws.samples.total(), 1)?;
         let (w, b) = (&self.source_w, &self.source_b);
         backend.sine_source(&ws.f0, segments, &self.source, noise, w, b, &mut ws.source)?;
+        for (b, cached) in cached.iter().enumerate() {
+            if let Some(cached) = cached {
+                let start = ws.samples.range(b).start;
+                backend.copy_rows(cached, 0, &mut ws.source, start, cached.rows())?;
+            }
+        }
         trace.record(backend, "hift.source", &ws.source)
     }
 
