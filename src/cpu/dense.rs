@@ -1,79 +1,73 @@
 //! Linear layers and activations.
 
-use half::bf16;
-
-use super::reference::dense as reference;
-use super::{Activation, Cpu, Store, WeightPrecision, check_shape, try_vec};
+use super::gemm::{self, Input, Output, Panels, Row, Span, WIDTH, Weights};
+use super::{Activation, Cpu, Store, check_shape, rows, try_vec};
 use crate::backend::weight::WeightData;
 use crate::backend::{Act, Dense, Epilogue, Result, Weight};
 use crate::tensor::Tensor;
 
 /// A packed linear layer `[M, K]`.
 pub struct CpuLinear {
-    /// `[M, K]`, rounded to the backend's weight precision.
-    w: Vec<f32>,
-    bias: Option<Vec<f32>>,
+    panels: Panels,
+    /// One value per packed channel.
+    bias: Vec<f32>,
     m: usize,
-    k: usize,
     gate_up: bool,
 }
 
-/// Largest int8 magnitude in use: symmetric, so that −128 never occurs.
-const INT8_MAX: f32 = 127.0;
-
-/// Rounds a row-major `[M, K]` weight to what the precision can hold.
-fn round(w: &Weight<'_>, k: usize, precision: WeightPrecision, out: &mut Vec<f32>) {
-    let first = out.len();
-    out.extend_from_slice(&w.to_f32());
-    let keep = matches!(w.data, WeightData::I8 { .. });
-    match precision {
-        WeightPrecision::F32 => {}
-        WeightPrecision::Bf16 => {
-            (out[first..].iter_mut()).for_each(|v| *v = bf16::from_f32(*v).to_f32());
-        }
-        WeightPrecision::Int8 if keep => {}
-        WeightPrecision::Int8 => {
-            for row in out[first..].chunks_exact_mut(k.max(1)) {
-                let scale = row.iter().fold(0.0f32, |m, v| m.max(v.abs())) / INT8_MAX;
-                if scale > 0.0 {
-                    (row.iter_mut()).for_each(|v| *v = (*v / scale).round_ties_even() * scale);
-                }
-            }
-        }
+impl CpuLinear {
+    /// Bytes that a forward pass reads.
+    pub fn bytes(&self) -> usize {
+        self.panels.bytes() + size_of_val(self.bias.as_slice())
     }
 }
 
+/// Writes row `i` of a `[M, K]` weight to `out [K]`; int8 rows as integers beside their scale.
+pub(super) fn weight_row(w: &Weight<'_>, i: usize, out: &mut [f32]) -> Row {
+    let k = out.len();
+    let row = i * k..(i + 1) * k;
+    match &w.data {
+        WeightData::F32(v) => out.copy_from_slice(&v[row]),
+        WeightData::F16(v) => (out.iter_mut().zip(&v[row])).for_each(|(o, v)| *o = v.to_f32()),
+        WeightData::Bf16(v) => (out.iter_mut().zip(&v[row])).for_each(|(o, v)| *o = v.to_f32()),
+        WeightData::I8 { q, scale } => {
+            (out.iter_mut().zip(&q[row])).for_each(|(o, &q)| *o = f32::from(q));
+            return Row::Quantised(scale[i]);
+        }
+    }
+    Row::Values
+}
+
 impl Cpu {
+    /// Packs several weights as one whose channel `c` is row `place(c) = (part, row)`.
     fn pack(
         &self,
         parts: &[(&Weight<'_>, Option<&Weight<'_>>)],
-        gate_up: bool,
+        (m, panels): (usize, usize),
+        place: impl Fn(usize) -> Option<(usize, usize)>,
     ) -> Result<CpuLinear> {
         let k = parts[0].0.shape[1];
-        let m = parts.iter().map(|(w, _)| w.shape[0]).sum();
-        let mut packed = try_vec(m * k, "a linear layer")?;
         for (w, bias) in parts {
             check_shape!("pack_linear", w.shape[1], k);
             if let Some(bias) = bias {
                 check_shape!("pack_linear", bias.len(), w.shape[0]);
             }
-            round(w, k, self.options.weights, &mut packed);
         }
-        let bias = parts.iter().any(|(_, b)| b.is_some()).then(|| {
-            parts
-                .iter()
-                .flat_map(|(w, b)| match b {
-                    Some(b) => b.to_f32().into_owned(),
-                    None => vec![0.0; w.shape[0]],
-                })
-                .collect()
-        });
+        let biases: Vec<_> = parts.iter().map(|(_, b)| b.map(Weight::to_f32)).collect();
+        let mut bias = try_vec(panels * WIDTH, "a bias")?;
+        bias.extend((0..panels * WIDTH).map(|c| {
+            place(c)
+                .and_then(|(part, row)| biases[part].as_ref().map(|b| b[row]))
+                .unwrap_or(0.0)
+        }));
+        let panels = Panels::pack(panels, k, self.options.weights, |c, out| {
+            place(c).map(|(part, row)| weight_row(parts[part].0, row, out))
+        })?;
         Ok(CpuLinear {
-            w: packed,
+            panels,
             bias,
             m,
-            k,
-            gate_up,
+            gate_up: false,
         })
     }
 }
@@ -82,16 +76,35 @@ impl Dense for Cpu {
     type Linear = CpuLinear;
 
     fn pack_linear(&self, w: &Weight<'_>, bias: Option<&Weight<'_>>) -> Result<CpuLinear> {
-        self.pack(&[(w, bias)], false)
+        self.pack_linears(&[(w, bias)])
     }
 
     fn pack_linears(&self, parts: &[(&Weight<'_>, Option<&Weight<'_>>)]) -> Result<CpuLinear> {
-        self.pack(parts, false)
+        let m: usize = parts.iter().map(|(w, _)| w.shape[0]).sum();
+        self.pack(parts, (m, m.div_ceil(WIDTH)), |mut c| {
+            for (part, (w, _)) in parts.iter().enumerate() {
+                if c < w.shape[0] {
+                    return Some((part, c));
+                }
+                c -= w.shape[0];
+            }
+            None
+        })
     }
 
     fn pack_gate_up(&self, gate: &Weight<'_>, up: &Weight<'_>) -> Result<CpuLinear> {
         check_shape!("pack_gate_up", gate.shape.as_slice(), up.shape.as_slice());
-        self.pack(&[(gate, None), (up, None)], true)
+        let m = gate.shape[0];
+        // Panels alternate: sixteen gates, their sixteen ups.
+        let parts = [(gate, None), (up, None)];
+        let linear = self.pack(&parts, (m, 2 * m.div_ceil(WIDTH)), |c| {
+            let row = c / (2 * WIDTH) * WIDTH + c % WIDTH;
+            (row < m).then_some((c / WIDTH % 2, row))
+        })?;
+        Ok(CpuLinear {
+            gate_up: true,
+            ..linear
+        })
     }
 
     fn linear(
@@ -101,29 +114,62 @@ impl Dense for Cpu {
         ep: Epilogue<'_, Self>,
         out: &mut Tensor<Self>,
     ) -> Result<()> {
-        check_shape!("linear", x.cols(), w.k);
-        let m = if w.gate_up { w.m / 2 } else { w.m };
-        check_shape!("linear", out.shape(), (x.rows(), m));
+        check_shape!("linear", x.cols(), w.panels.k);
+        check_shape!("linear", out.shape(), (x.rows(), w.m));
         check_shape!("linear", matches!(ep, Epilogue::SiluMul), w.gate_up);
         let store = Store::new("linear", ep, out.shape());
-        let mut y = vec![0.0; x.rows() * w.m];
-        reference::linear(x.data(), &w.w, w.bias.as_deref(), w.k, &mut y);
-        reference::store(&y, w.m, store, out.data_mut());
+        let span = Span {
+            input: 0,
+            rows: x.rows(),
+            out: 0,
+        };
+        let input = Input {
+            values: x.data(),
+            row_stride: x.cols(),
+            taps: 1,
+            tap_stride: 0,
+            depth: x.cols(),
+        };
+        let weights = Weights {
+            panels: &w.panels,
+            bias: &w.bias,
+        };
+        let output = Output {
+            values: out.data_mut(),
+            stride: w.m,
+            row_step: 1,
+            first_column: 0,
+            columns: w.m,
+        };
+        gemm::run(
+            (&self.pool, self.isa),
+            input,
+            &[span],
+            weights,
+            store,
+            output,
+        );
         Ok(())
     }
 
     fn activate(&self, act: Act<'_, Self>, x: &mut Tensor<Self>) -> Result<()> {
         let c = x.cols();
         let act = Activation::from(act).check("activate", c);
-        reference::activate(act, x.data_mut(), c);
+        self.pool.rows(x.data_mut(), c, |_, rows| {
+            rows::activate(self.isa, act, rows, c);
+        });
         Ok(())
     }
 
     fn axpby(&self, a: f32, x: &Tensor<Self>, b: f32, y: &mut Tensor<Self>) -> Result<()> {
         check_shape!("axpby", x.shape(), y.shape());
-        for (y, &x) in y.data_mut().iter_mut().zip(x.data()) {
-            *y = a * x + b * *y;
-        }
+        let c = y.cols();
+        self.pool.rows(y.data_mut(), c, |first, rows| {
+            let x = &x.data()[first * c..];
+            for (y, &x) in rows.iter_mut().zip(x) {
+                *y = a * x + b * *y;
+            }
+        });
         Ok(())
     }
 }

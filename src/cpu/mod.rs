@@ -10,10 +10,15 @@ mod dense;
 mod epilogue;
 mod exact;
 mod flow;
+mod gemm;
+mod isa;
+mod math;
 mod memory;
 mod norm;
 mod prompt;
+mod pool;
 pub mod reference;
+mod rows;
 mod sample;
 mod vocoder;
 
@@ -22,11 +27,15 @@ pub use buffer::Buffer;
 pub use conv::{CpuConv1d, CpuConvT1d};
 pub use dense::CpuLinear;
 pub use epilogue::{Activation, Store};
+pub use isa::Isa;
 pub use memory::CpuEmbedding;
 pub use prompt::CpuConv2d;
 
+use std::sync::Mutex;
+
 use crate::backend::{Backend, BackendError, Result};
 use crate::tensor::{Ids, Tensor};
+use pool::Pool;
 
 /// In what precision the weights of linear layers are kept. Products accumulate in f32 always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +70,10 @@ impl Default for CpuOptions {
 /// The CPU as a [`Backend`]. Ops may be called from several threads; they then take turns.
 pub struct Cpu {
     options: CpuOptions,
+    isa: Isa,
+    pool: Pool,
+    /// Prepared input of the convolution under way.
+    scratch: Mutex<Buffer>,
 }
 
 impl Cpu {
@@ -70,9 +83,30 @@ impl Cpu {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
+        Self::with_isa(options, threads, Isa::detect())
+    }
+
+    /// The same with no more than the given instruction set: for comparing the fast paths of one machine.
+    pub fn with_instructions(options: CpuOptions, isa: Isa) -> Self {
+        Self::with_isa(options, options.threads.max(1), isa)
+    }
+
+    fn with_isa(options: CpuOptions, threads: usize, isa: Isa) -> Self {
+        let pool = Pool::new(threads);
         Self {
-            options: CpuOptions { threads, ..options },
+            options: CpuOptions {
+                threads: pool.threads(),
+                ..options
+            },
+            isa,
+            pool,
+            scratch: Mutex::default(),
         }
+    }
+
+    /// Instruction set of the fast paths.
+    pub fn instructions(&self) -> &'static str {
+        self.isa.name()
     }
 
     /// The options in effect, with the thread count resolved.

@@ -1,7 +1,7 @@
 //! Normalisation over channels.
 
-use super::reference::{dense, norm as reference};
-use super::{Activation, Cpu, check_shape};
+use super::reference::norm as reference;
+use super::{Activation, Cpu, check_shape, rows};
 use crate::backend::{Act, Norm, Result};
 use crate::tensor::{Segments, Tensor};
 
@@ -20,17 +20,19 @@ impl Norm for Cpu {
         let h = match residual {
             Some(residual) => {
                 check_shape!("rms_norm", residual.shape(), x.shape());
-                for (r, x) in residual.data_mut().iter_mut().zip(x.data()) {
-                    *r += x;
-                }
+                self.pool.rows(residual.data_mut(), d, |first, rows| {
+                    for (r, x) in rows.iter_mut().zip(&x.data()[first * d..]) {
+                        *r += x;
+                    }
+                });
                 residual.data()
             }
             None => x.data(),
         };
-        let rows = h.chunks_exact(d.max(1));
-        for (h, out) in rows.zip(out.data_mut().chunks_exact_mut(d.max(1))) {
-            reference::rms_norm(h, w.data(), eps, out);
-        }
+        self.pool.rows(out.data_mut(), d, |first, out| {
+            let h = &h[first * d..][..out.len()];
+            rows::rms_norm(self.isa, h, w.data(), eps, out);
+        });
         Ok(())
     }
 
@@ -49,13 +51,13 @@ impl Norm for Cpu {
         check_shape!("layer_norm", b.shape(), (1, d));
         check_shape!("layer_norm", out.shape(), x.shape());
         let act = act.map(|a| Activation::from(a).check("layer_norm", d));
-        let rows = x.data().chunks_exact(d.max(1));
-        for (x, out) in rows.zip(out.data_mut().chunks_exact_mut(d.max(1))) {
-            reference::layer_norm(x, w.data(), b.data(), eps, scale, out);
+        self.pool.rows(out.data_mut(), d, |first, out| {
+            let x = &x.data()[first * d..][..out.len()];
+            rows::layer_norm(self.isa, x, w.data(), b.data(), eps, scale, out);
             if let Some(act) = act {
-                dense::activate(act, out, d);
+                rows::activate(self.isa, act, out, d);
             }
-        }
+        });
         Ok(())
     }
 

@@ -1,0 +1,149 @@
+//! The kernel for AVX2 and FMA: up to 6 rows by 16 columns in registers, or fewer rows by more panels.
+
+use std::arch::x86_64::*;
+
+use super::{Accumulators, BLOCK_ROWS, Call, Isa, WIDTH, panels_per_call, rows_per_call};
+
+/// Bytes that a stream of weights is fetched ahead.
+const PREFETCH_BYTES: usize = 1024;
+
+/// A stored weight that becomes f32 in registers.
+pub(crate) trait Load: Copy {
+    /// Columns 0..8 and 8..16 of the panel row at `p`.
+    ///
+    /// # Safety
+    /// AVX2 must be there, and 16 values readable at `p`.
+    unsafe fn load(p: *const Self) -> [__m256; 2];
+}
+
+impl Load for f32 {
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> [__m256; 2] {
+        // SAFETY: by the caller's promise.
+        unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
+    }
+}
+
+impl Load for u16 {
+    #[inline(always)]
+    unsafe fn load(p: *const u16) -> [__m256; 2] {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let words = _mm256_loadu_si256(p.cast());
+            let high = _mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words)),
+                _mm256_castsi256_ps(high),
+            ]
+        }
+    }
+}
+
+impl Load for i8 {
+    #[inline(always)]
+    unsafe fn load(p: *const i8) -> [__m256; 2] {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()));
+            let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast()));
+            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+        }
+    }
+}
+
+/// `acc (+)= a b`
+pub(super) fn run<W: Load>(_proof: Isa, call: &Call<'_>, b: &[W], acc: &mut Accumulators) {
+    assert!(call.rows <= BLOCK_ROWS && call.panels <= acc.len());
+    assert!(call.a.len() >= (call.rows - 1) * call.row_stride + call.depth);
+    assert!(b.len() >= (call.panels - 1) * call.panel_stride + call.depth * WIDTH);
+    let per_call = rows_per_call(call.rows);
+    let mut row = 0;
+    while row < call.rows {
+        let rows = per_call.min(call.rows - row);
+        let wide = panels_per_call(rows);
+        let mut panel = 0;
+        while panel < call.panels {
+            let panels = if call.panels - panel >= wide { wide } else { 1 };
+            let corner = Corner {
+                a: call.a[row * call.row_stride..].as_ptr(),
+                row_stride: call.row_stride,
+                b: b[panel * call.panel_stride..].as_ptr(),
+                panel_stride: call.panel_stride,
+                depth: call.depth,
+                acc: acc[panel][row..].as_mut_ptr().cast(),
+                fresh: call.fresh,
+            };
+            // SAFETY: the level says that AVX2 and FMA are there; the assertions above cover every row and panel of the tile.
+            unsafe {
+                match (rows, panels) {
+                    (1, 4) => tile::<W, 1, 4>(corner),
+                    (1, _) => tile::<W, 1, 1>(corner),
+                    (2, 2) => tile::<W, 2, 2>(corner),
+                    (2, _) => tile::<W, 2, 1>(corner),
+                    (3, 2) => tile::<W, 3, 2>(corner),
+                    (3, _) => tile::<W, 3, 1>(corner),
+                    (4, _) => tile::<W, 4, 1>(corner),
+                    (5, _) => tile::<W, 5, 1>(corner),
+                    _ => tile::<W, 6, 1>(corner),
+                }
+            }
+            panel += panels;
+        }
+        row += rows;
+    }
+}
+
+/// Where a tile begins in the input, the weights and the accumulators.
+#[derive(Clone, Copy)]
+struct Corner<W> {
+    a: *const f32,
+    row_stride: usize,
+    b: *const W,
+    panel_stride: usize,
+    depth: usize,
+    acc: *mut f32,
+    fresh: bool,
+}
+
+/// `R` rows by `P` panels.
+///
+/// # Safety
+/// AVX2 and FMA must be there; `a`, `b` and `acc` must be valid for the whole tile.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile<W: Load, const R: usize, const P: usize>(t: Corner<W>) {
+    const { assert!(R * P * 2 <= 12) };
+    let mut c = [[[_mm256_setzero_ps(); 2]; R]; P];
+    // SAFETY: all offsets stay inside the tile.
+    unsafe {
+        let at = |p: usize, r: usize| t.acc.add((p * BLOCK_ROWS + r) * WIDTH);
+        if !t.fresh {
+            for p in 0..P {
+                for r in 0..R {
+                    c[p][r] = [_mm256_loadu_ps(at(p, r)), _mm256_loadu_ps(at(p, r).add(8))];
+                }
+            }
+        }
+        let mut b = t.b;
+        for k in 0..t.depth {
+            for p in 0..P {
+                let row = b.add(p * t.panel_stride);
+                if R < 6 {
+                    _mm_prefetch::<_MM_HINT_T0>(row.cast::<i8>().wrapping_add(PREFETCH_BYTES));
+                }
+                let w = W::load(row);
+                for r in 0..R {
+                    let x = _mm256_broadcast_ss(&*t.a.add(r * t.row_stride + k));
+                    c[p][r][0] = _mm256_fmadd_ps(x, w[0], c[p][r][0]);
+                    c[p][r][1] = _mm256_fmadd_ps(x, w[1], c[p][r][1]);
+                }
+            }
+            b = b.add(WIDTH);
+        }
+        for p in 0..P {
+            for r in 0..R {
+                _mm256_storeu_ps(at(p, r), c[p][r][0]);
+                _mm256_storeu_ps(at(p, r).add(8), c[p][r][1]);
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Packed weights: panels of 16 output channels, `[M / 16][K][16]`, in f32, bf16 or int8.
+//!
+//! One step of the inner loop reads one row of a panel, so a panel is read from front to back once, whatever the number of input rows.
+
+use half::bf16;
+
+use crate::backend::Result;
+use crate::cpu::{WeightPrecision, out_of_memory};
+
+/// Output channels of a panel.
+pub(crate) const WIDTH: usize = 16;
+/// Largest int8 magnitude in use: symmetric, so that −128 never occurs.
+const INT8_MAX: f32 = 127.0;
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// A cache line of raw weights.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Values of all panels.
+///
+/// A bf16 row of 16 is stored with column `j` in the low and column `j + 8` in the high half of 32-bit word `j`: a shift and a mask make two
+/// vectors of eight f32.
+pub(crate) enum Values<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [u16]),
+    I8(&'a [i8]),
+}
+
+/// What a row source says of the row it has written.
+pub(crate) enum Row {
+    /// The values themselves.
+    Values,
+    /// Integers from −127 to 127 that stand for themselves times the scale.
+    Quantised(f32),
+}
+
+/// A packed `[M, K]` matrix.
+pub(crate) struct Panels {
+    lines: Vec<Line>,
+    precision: WeightPrecision,
+    /// One per packed channel when int8.
+    pub(crate) scale: Vec<f32>,
+    pub(crate) k: usize,
+    pub(crate) count: usize,
+}
+
+impl Panels {
+    /// Packs `count` panels. `fill(channel, row)` writes packed channel `channel` to `row [K]`, or returns `None` for a channel that only pads.
+    pub(crate) fn pack(
+        count: usize,
+        k: usize,
+        precision: WeightPrecision,
+        mut fill: impl FnMut(usize, &mut [f32]) -> Option<Row>,
+    ) -> Result<Self> {
+        let size = match precision {
+            WeightPrecision::F32 => 4,
+            WeightPrecision::Bf16 => 2,
+            WeightPrecision::Int8 => 1,
+        };
+        let mut panels = Self {
+            lines: zeroed_lines(count * k * WIDTH * size)?,
+            precision,
+            scale: match precision {
+                WeightPrecision::Int8 => vec![1.0; count * WIDTH],
+                _ => Vec::new(),
+            },
+            k,
+            count,
+        };
+        let mut row = vec![0.0; k];
+        for channel in 0..count * WIDTH {
+            if let Some(kind) = fill(channel, &mut row) {
+                panels.store(channel, &mut row, kind);
+            }
+        }
+        Ok(panels)
+    }
+
+    /// Puts one channel into its column of its panel.
+    fn store(&mut self, channel: usize, row: &mut [f32], kind: Row) {
+        let (panel, column) = (channel / WIDTH, channel % WIDTH);
+        let first = panel * self.k * WIDTH;
+        if let (Row::Quantised(scale), false) = (&kind, self.precision == WeightPrecision::Int8) {
+            row.iter_mut().for_each(|v| *v *= scale);
+        }
+        match self.precision {
+            WeightPrecision::F32 => {
+                let values: &mut [f32] = bytemuck::cast_slice_mut(&mut self.lines);
+                for (k, &v) in row.iter().enumerate() {
+                    values[first + k * WIDTH + column] = v;
+                }
+            }
+            WeightPrecision::Bf16 => {
+                let values: &mut [u16] = bytemuck::cast_slice_mut(&mut self.lines);
+                let place = 2 * (column % 8) + column / 8;
+                for (k, &v) in row.iter().enumerate() {
+                    values[first + k * WIDTH + place] = bf16::from_f32(v).to_bits();
+                }
+            }
+            WeightPrecision::Int8 => {
+                let scale = match kind {
+                    Row::Quantised(scale) => scale,
+                    Row::Values => {
+                        let max = row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                        let scale = if max > 0.0 { max / INT8_MAX } else { 1.0 };
+                        row.iter_mut()
+                            .for_each(|v| *v = (*v / scale).round_ties_even());
+                        scale
+                    }
+                };
+                self.scale[channel] = scale;
+                let values: &mut [i8] = bytemuck::cast_slice_mut(&mut self.lines);
+                for (k, &v) in row.iter().enumerate() {
+                    values[first + k * WIDTH + column] = v as i8;
+                }
+            }
+        }
+    }
+
+    /// All panels, one after the other.
+    pub(crate) fn values(&self) -> Values<'_> {
+        let n = self.count * self.k * WIDTH;
+        match self.precision {
+            WeightPrecision::F32 => Values::F32(&bytemuck::cast_slice(&self.lines)[..n]),
+            WeightPrecision::Bf16 => Values::Bf16(&bytemuck::cast_slice(&self.lines)[..n]),
+            WeightPrecision::Int8 => Values::I8(&bytemuck::cast_slice(&self.lines)[..n]),
+        }
+    }
+
+    /// Bytes of the weights.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(self.lines.as_slice()) + size_of_val(self.scale.as_slice())
+    }
+}
+
+/// Zeroed lines for `bytes` bytes, on huge pages where the system gives them: a decode step reads every weight once, and with small pages
+/// the page walks cost a fifth of the bandwidth.
+fn zeroed_lines(bytes: usize) -> Result<Vec<Line>> {
+    let count = bytes.div_ceil(size_of::<Line>());
+    let mut lines: Vec<Line> = Vec::new();
+    lines
+        .try_reserve_exact(count)
+        .map_err(|_| out_of_memory("weights", bytes))?;
+    if bytes >= HUGE_PAGE_BYTES {
+        advise_huge_pages(lines.as_ptr() as usize, bytes);
+    }
+    lines.resize(count, Line([0; 64]));
+    Ok(lines)
+}
+
+#[cfg(target_os = "linux")]
+fn advise_huge_pages(start: usize, bytes: usize) {
+    let first = start.next_multiple_of(HUGE_PAGE_BYTES);
+    let end = (start + bytes) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+    if first < end {
+        // SAFETY: the range lies inside an allocation of ours, and the advice changes no contents.
+        // Failure only means small pages.
+        unsafe { libc::madvise(first as *mut _, end - first, libc::MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge_pages(_start: usize, _bytes: usize) {}

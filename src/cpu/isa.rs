@@ -1,0 +1,69 @@
+//! Which instruction set the fast paths use, found at run time, and the macro that compiles a loop once per set.
+
+/// An instruction set that this process may use. Only [`Isa::detect`] makes the higher ones, so having one proves that it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Level);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+impl Isa {
+    /// No instructions beyond the target's baseline.
+    pub const PORTABLE: Self = Self(Level::Portable);
+
+    /// The best set that this CPU has.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return Self(Level::Avx2);
+        }
+        Self::PORTABLE
+    }
+
+    /// For matching in the dispatchers.
+    pub(crate) fn level(self) -> Level {
+        self.0
+    }
+
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "avx2+fma",
+        }
+    }
+}
+
+/// Compiles a function once per instruction set: `fn name<FMA>(args) -> T { body }` becomes `fn name(isa: Isa, args) -> T`. The body sees a
+/// constant `FMA`: whether multiply-add is one instruction. Loops in it are left to the compiler's vectoriser.
+macro_rules! per_isa {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$fma:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name(isa: $crate::cpu::isa::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments)]
+            fn body<const $fma: bool>($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            #[allow(clippy::too_many_arguments)]
+            fn avx2($($arg: $ty),*) $(-> $ret)? {
+                body::<true>($($arg),*)
+            }
+
+            match isa.level() {
+                $crate::cpu::isa::Level::Portable => body::<false>($($arg),*),
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `Isa` says AVX2 and FMA only where the CPU has them.
+                $crate::cpu::isa::Level::Avx2 => unsafe { avx2($($arg),*) },
+            }
+        }
+    };
+}
+pub(crate) use per_isa;
