@@ -1,6 +1,7 @@
 //! Storage of CPU tensors: f32 values on cache-line boundaries.
 
 use super::out_of_memory;
+use super::pages::advise_huge_pages;
 use crate::backend::Result;
 
 /// One cache line of values.
@@ -22,16 +23,31 @@ impl Buffer {
         Ok(buffer)
     }
 
+    /// `len` zeros on huge pages where the system gives them.
+    pub(crate) fn zeroed_huge(len: usize) -> Result<Self> {
+        let mut buffer = Self::default();
+        buffer.reserve(len)?;
+        advise_huge_pages(buffer.lines.as_ptr().addr(), len * 4);
+        buffer.grow(len)?;
+        Ok(buffer)
+    }
+
     /// Makes room for at least `len` values; new ones are zero.
     pub(crate) fn grow(&mut self, len: usize) -> Result<()> {
         let lines = len.div_ceil(16);
-        if let Some(more) = lines.checked_sub(self.lines.len()) {
-            self.lines
-                .try_reserve_exact(more)
-                .map_err(|_| out_of_memory("a tensor", len.saturating_mul(4)))?;
+        if lines > self.lines.len() {
+            self.reserve(len)?;
             self.lines.resize(lines, Line([0.0; 16]));
         }
         Ok(())
+    }
+
+    /// Makes room without touching it.
+    fn reserve(&mut self, len: usize) -> Result<()> {
+        let more = len.div_ceil(16).saturating_sub(self.lines.len());
+        self.lines
+            .try_reserve_exact(more)
+            .map_err(|_| out_of_memory("a tensor", len.saturating_mul(4)))
     }
 
     /// Everything, the unused tail of the last line included.

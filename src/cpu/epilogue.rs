@@ -84,3 +84,25 @@ impl<'a> Store<'a> {
         }
     }
 }
+
+/// Runs `$fixed!(act)` with the variant of `$act` spelled out, so that the choice is made outside the loop that `$fixed` writes; `$snake` where it
+/// is Snake.
+macro_rules! for_each_activation {
+    ($act:expr, $fixed:ident, $snake:expr) => {{
+        use $crate::cpu::Activation as A;
+        match $act {
+            A::Relu => $fixed!(A::Relu),
+            A::Abs => $fixed!(A::Abs),
+            A::Gelu => $fixed!(A::Gelu),
+            A::GeluTanh => $fixed!(A::GeluTanh),
+            A::Silu => $fixed!(A::Silu),
+            A::Mish => $fixed!(A::Mish),
+            A::Elu => $fixed!(A::Elu),
+            A::Tanh => $fixed!(A::Tanh),
+            A::Sigmoid => $fixed!(A::Sigmoid),
+            A::LeakyRelu(slope) => $fixed!(A::LeakyRelu(slope)),
+            A::Snake(alpha) => $snake(alpha),
+        }
+    }};
+}
+pub(crate) use for_each_activation;

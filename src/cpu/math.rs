@@ -197,6 +197,7 @@ pub(crate) fn activation<const FMA: bool>(act: Activation<'_>, x: f32, alpha: f3
                 0.0
             }
         }
+        Activation::Abs => x.abs(),
         Activation::Gelu => {
             let half = 0.5 * x;
             fma::<FMA>(half, erf::<FMA>(x * FRAC_1_SQRT_2), half)

@@ -16,6 +16,8 @@ mod math;
 mod memory;
 mod norm;
 mod prompt;
+mod pages;
+mod peaks;
 mod pool;
 pub mod reference;
 mod rows;
@@ -30,6 +32,7 @@ pub use epilogue::{Activation, Store};
 pub use isa::Isa;
 pub use memory::CpuEmbedding;
 pub use prompt::CpuConv2d;
+pub use peaks::Peaks;
 
 use std::sync::Mutex;
 

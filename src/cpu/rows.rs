@@ -1,6 +1,7 @@
 //! Loops over the values of rows, compiled for each instruction set: activations and norms.
 
 use super::Activation;
+use super::epilogue::for_each_activation;
 use super::isa::per_isa;
 use super::math::{activation, fma};
 
@@ -17,24 +18,13 @@ per_isa! {
                 }
             };
         }
-        match act {
-            Activation::Relu => all!(Activation::Relu),
-            Activation::Gelu => all!(Activation::Gelu),
-            Activation::GeluTanh => all!(Activation::GeluTanh),
-            Activation::Silu => all!(Activation::Silu),
-            Activation::Mish => all!(Activation::Mish),
-            Activation::Elu => all!(Activation::Elu),
-            Activation::Tanh => all!(Activation::Tanh),
-            Activation::Sigmoid => all!(Activation::Sigmoid),
-            Activation::LeakyRelu(slope) => all!(Activation::LeakyRelu(slope)),
-            Activation::Snake(alpha) => {
-                for row in x.chunks_exact_mut(c) {
-                    for (x, &a) in row.iter_mut().zip(alpha) {
-                        *x = activation::<FMA>(Activation::Snake(&[]), *x, a);
-                    }
+        for_each_activation!(act, all, |alpha: &[f32]| {
+            for row in x.chunks_exact_mut(c) {
+                for (x, &a) in row.iter_mut().zip(alpha) {
+                    *x = activation::<FMA>(Activation::Snake(&[]), *x, a);
                 }
             }
-        }
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! What happens to finished sums: scale, bias, epilogue, store.
 
 use super::{Job, WIDTH};
+use crate::cpu::epilogue::for_each_activation;
 use crate::cpu::isa::per_isa;
 use crate::cpu::math::{activation, sigmoid};
 use crate::cpu::{Activation, Store};
@@ -81,18 +82,7 @@ fn each_act<const FMA: bool>(job: &Job<'_>, tile: &Tile<'_>, act: Activation<'_>
             })
         };
     }
-    match act {
-        Activation::Relu => fixed!(Activation::Relu),
-        Activation::Gelu => fixed!(Activation::Gelu),
-        Activation::GeluTanh => fixed!(Activation::GeluTanh),
-        Activation::Silu => fixed!(Activation::Silu),
-        Activation::Mish => fixed!(Activation::Mish),
-        Activation::Elu => fixed!(Activation::Elu),
-        Activation::Tanh => fixed!(Activation::Tanh),
-        Activation::Sigmoid => fixed!(Activation::Sigmoid),
-        Activation::LeakyRelu(slope) => fixed!(Activation::LeakyRelu(slope)),
-        Activation::Snake(_) => fixed!(Activation::Snake(&[])),
-    }
+    for_each_activation!(act, fixed, |_| fixed!(Activation::Snake(&[])))
 }
 
 /// `silu(gate) · up`

@@ -5,13 +5,13 @@
 use half::bf16;
 
 use crate::backend::Result;
+use crate::cpu::pages::advise_huge_pages;
 use crate::cpu::{WeightPrecision, out_of_memory};
 
 /// Output channels of a panel.
 pub(crate) const WIDTH: usize = 16;
 /// Largest int8 magnitude in use: symmetric, so that −128 never occurs.
 const INT8_MAX: f32 = 127.0;
-const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// A cache line of raw weights.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -143,23 +143,7 @@ fn zeroed_lines(bytes: usize) -> Result<Vec<Line>> {
     lines
         .try_reserve_exact(count)
         .map_err(|_| out_of_memory("weights", bytes))?;
-    if bytes >= HUGE_PAGE_BYTES {
-        advise_huge_pages(lines.as_ptr() as usize, bytes);
-    }
+    advise_huge_pages(lines.as_ptr().addr(), bytes);
     lines.resize(count, Line([0; 64]));
     Ok(lines)
 }
-
-#[cfg(target_os = "linux")]
-fn advise_huge_pages(start: usize, bytes: usize) {
-    let first = start.next_multiple_of(HUGE_PAGE_BYTES);
-    let end = (start + bytes) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
-    if first < end {
-        // SAFETY: the range lies inside an allocation of ours, and the advice changes no contents.
-        // Failure only means small pages.
-        unsafe { libc::madvise(first as *mut _, end - first, libc::MADV_HUGEPAGE) };
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn advise_huge_pages(_start: usize, _bytes: usize) {}
