@@ -15,10 +15,10 @@ mod isa;
 mod math;
 mod memory;
 mod norm;
-mod prompt;
 mod pages;
 mod peaks;
 mod pool;
+mod prompt;
 pub mod reference;
 mod rows;
 mod sample;
@@ -31,8 +31,8 @@ pub use dense::CpuLinear;
 pub use epilogue::{Activation, Store};
 pub use isa::Isa;
 pub use memory::CpuEmbedding;
-pub use prompt::CpuConv2d;
 pub use peaks::Peaks;
+pub use prompt::CpuConv2d;
 
 use std::sync::Mutex;
 
