@@ -12,6 +12,8 @@ pub enum Bytes {
     Owned(Vec<u8>),
     /// No bytes at all: every tensor reads as zeros.
     Absent,
+    /// No bytes and no table: whatever is asked for is there, with values that follow from this seed.
+    Random(u64),
 }
 
 impl Bytes {
@@ -35,7 +37,7 @@ impl Bytes {
         match self {
             Self::Mapped(map) => map,
             Self::Owned(bytes) => bytes,
-            Self::Absent => &[],
+            Self::Absent | Self::Random(_) => &[],
         }
     }
 

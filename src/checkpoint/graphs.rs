@@ -160,9 +160,21 @@ impl View<'_> {
 }
 
 fn positive(node: &Node<'_>, attribute: &str) -> Result<usize, Fault> {
-    let value = node.int(attribute).and_then(|v| usize::try_from(v).ok());
-    value.filter(|&v| v > 0).ok_or_else(|| {
-        let key = format!("{} {attribute}", node.name);
-        Fault::config(key, "a positive number", "none")
+    let value = match node.attributes.contains_key(attribute) {
+        true => node.int(attribute),
+        // The defaults of the operator.
+        false if matches!(attribute, "strides" | "dilations") => Some(1),
+        false => None,
+    };
+    let size = value
+        .and_then(|v| usize::try_from(v).ok())
+        .filter(|&v| v > 0);
+    size.ok_or_else(|| {
+        let found = value.map_or("nothing".to_string(), |v| v.to_string());
+        Fault::config(
+            format!("{} {attribute}", node.name),
+            "a positive number",
+            found,
+        )
     })
 }

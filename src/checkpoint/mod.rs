@@ -15,11 +15,14 @@ mod convert;
 mod converted;
 mod error;
 mod graphs;
+#[cfg(test)]
+mod homes;
 mod names;
 mod official;
 pub mod onnx;
 mod options;
 pub mod pickle;
+mod random;
 pub mod safetensors;
 mod scope;
 mod tensors;
@@ -40,6 +43,21 @@ pub use tensors::{Dtype, Entry, TensorFile};
 
 use crate::model::config::ModelConfig;
 use crate::model::voice::Voice;
+
+/// Whether a folder looks like a checkpoint of either layout.
+pub fn is_checkpoint(dir: &Path) -> bool {
+    layout(dir).is_some()
+}
+
+fn layout(dir: &Path) -> Option<Layout> {
+    if dir.join(official::YAML).is_file() {
+        Some(Layout::Official)
+    } else if dir.join(converted::CONFIG).is_file() {
+        Some(Layout::Converted)
+    } else {
+        None
+    }
+}
 
 /// How a checkpoint is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,13 +95,12 @@ impl Checkpoint {
     /// When the folder is neither, or with everything that is wrong with its files.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        let (layout, opened) = if dir.join(official::YAML).is_file() {
-            (Layout::Official, official::open(dir))
-        } else if dir.join(converted::CONFIG).is_file() {
-            (Layout::Converted, converted::open(dir))
-        } else {
-            let dir = dir.to_path_buf();
-            return Err(CheckpointError::NotACheckpoint { dir });
+        let layout = layout(dir).ok_or_else(|| CheckpointError::NotACheckpoint {
+            dir: dir.to_path_buf(),
+        })?;
+        let opened = match layout {
+            Layout::Official => official::open(dir),
+            Layout::Converted => converted::open(dir),
         };
         let (config, files) = opened.map_err(|problems| CheckpointError::Unusable {
             dir: dir.to_path_buf(),
@@ -95,6 +112,29 @@ impl Checkpoint {
             config,
             files,
         })
+    }
+
+    /// A checkpoint of these dims with seeded random weights, in no folder: for benchmarks. It has no tokenizer, no
+    /// prompt encoders and no voices.
+    pub fn random(config: ModelConfig, seed: u64) -> Self {
+        let file = |name: &str| TensorFile::random(name, seed);
+        Self {
+            dir: PathBuf::new(),
+            layout: Layout::Converted,
+            files: Files {
+                llm: file("llm"),
+                flow: file("flow"),
+                hift: file("hift"),
+                speaker: None,
+                speech_tokens: None,
+                voices: None,
+            },
+            config: ModelConfig {
+                speaker: None,
+                speech_tokens: None,
+                ..config
+            },
+        }
     }
 
     /// The folder.

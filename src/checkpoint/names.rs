@@ -31,7 +31,7 @@ pub(super) fn read<C>(
 }
 
 /// All weights of a graph by readable name. What no layer consumes keeps its own name, for the report of unexpected tensors.
-fn table(graph: &Graph<'_>) -> Result<BTreeMap<String, Entry>, Fault> {
+pub(super) fn table(graph: &Graph<'_>) -> Result<BTreeMap<String, Entry>, Fault> {
     let mut table = BTreeMap::new();
     let mut used = BTreeSet::new();
     let consumers = consumers(graph);

@@ -13,6 +13,7 @@ use half::{bf16, f16};
 
 use super::bytes::Bytes;
 use super::error::{Fault, Problem};
+use super::random;
 use super::scope::Scope;
 use crate::backend::weight::{Weight, WeightData};
 
@@ -160,6 +161,16 @@ impl TensorFile {
         })
     }
 
+    /// A file that holds whatever is asked of it, with seeded random values: for benchmarks.
+    pub fn random(name: impl Into<String>, seed: u64) -> Self {
+        Self {
+            name: name.into(),
+            bytes: Bytes::Random(seed),
+            entries: BTreeMap::new(),
+            ledger: Mutex::default(),
+        }
+    }
+
     /// Name of the file within the checkpoint.
     pub fn name(&self) -> &str {
         &self.name
@@ -255,6 +266,9 @@ impl TensorFile {
 
     /// A tensor of a known shape; problems are noted and zeros come back.
     pub(super) fn weight(&self, tensor: &str, shape: &[usize]) -> Weight<'_> {
+        if let Bytes::Random(seed) = self.bytes {
+            return random::weight(seed, tensor, shape);
+        }
         self.mark(tensor);
         let zeros = || Weight::f32(shape, vec![0.0; shape.iter().product()]);
         let Some(entry) = self.entries.get(tensor) else {

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod flow;
 pub mod llm;
+mod presets;
 pub mod speaker;
 pub mod speech_tokens;
 pub mod vocoder;
