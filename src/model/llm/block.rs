@@ -15,11 +15,13 @@ pub(super) struct Block<B: Backend> {
     post_norm: Tensor<B>,
     gate_up: B::Linear,
     down: B::Linear,
+    /// Channels of all query heads, of `qkv`, and of one half of the gated MLP.
+    widths: [usize; 3],
     eps: f32,
     theta: f32,
 }
 
-/// Scratch of a layer, sized by [`Scratch::resize`] and shared by all of them.
+/// Scratch of a layer, shared by all of them.
 pub(super) struct Scratch<B: Backend> {
     normed: Tensor<B>,
     qkv: Tensor<B>,
@@ -71,6 +73,11 @@ impl<B: Backend> Block<B> {
             )?,
             gate_up: backend.pack_gate_up(&mlp("gate_proj", up), &mlp("up_proj", up))?,
             down: backend.pack_linear(&mlp("down_proj", down), None)?,
+            widths: [
+                config.num_heads * config.head_dim,
+                (config.num_heads + 2 * config.num_kv_heads) * config.head_dim,
+                config.intermediate_size,
+            ],
             eps: config.rms_norm_eps,
             theta: config.rope_theta,
         })
@@ -80,18 +87,16 @@ impl<B: Backend> Block<B> {
     pub(super) fn project(
         &self,
         backend: &B,
-        config: &LlmConfig,
         h: &Tensor<B>,
         plan: &AttnPlan<B>,
         layer: usize,
         kv: &mut B::KvCache,
         s: &mut Scratch<B>,
     ) -> Result<()> {
-        let (n, dh) = (h.rows(), config.head_dim);
-        let (hq, hk) = (config.num_heads, config.num_kv_heads);
+        let (n, [q, qkv, _]) = (h.rows(), self.widths);
         backend.resize(&mut s.normed, n, h.cols())?;
-        backend.resize(&mut s.qkv, n, (hq + 2 * hk) * dh)?;
-        backend.resize(&mut s.q, n, hq * dh)?;
+        backend.resize(&mut s.qkv, n, qkv)?;
+        backend.resize(&mut s.q, n, q)?;
         backend.rms_norm(h, None, &self.input_norm, self.eps, &mut s.normed)?;
         backend.linear(&s.normed, &self.qkv, Epilogue::None, &mut s.qkv)?;
         backend.rope_store_kv(&s.qkv, plan, self.theta, kv, layer, &mut s.q)
@@ -114,7 +119,6 @@ impl<B: Backend> Block<B> {
     pub(super) fn finish(
         &self,
         backend: &B,
-        config: &LlmConfig,
         attended: Option<&Tensor<B>>,
         h: &mut Tensor<B>,
         s: &mut Scratch<B>,
@@ -122,7 +126,7 @@ impl<B: Backend> Block<B> {
         let attended = attended.unwrap_or(&s.attended);
         backend.linear(attended, &self.o, Epilogue::Accumulate, h)?;
         backend.resize(&mut s.normed, h.rows(), h.cols())?;
-        backend.resize(&mut s.gated, h.rows(), config.intermediate_size)?;
+        backend.resize(&mut s.gated, h.rows(), self.widths[2])?;
         backend.rms_norm(h, None, &self.post_norm, self.eps, &mut s.normed)?;
         backend.linear(&s.normed, &self.gate_up, Epilogue::SiluMul, &mut s.gated)?;
         backend.linear(&s.gated, &self.down, Epilogue::Accumulate, h)

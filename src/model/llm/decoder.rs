@@ -191,7 +191,7 @@ impl<B: Backend> Llm<B> {
         // Past the last layer's keys and values only the wanted rows matter.
         let some = wanted < n;
         for (layer, block) in self.blocks.iter().enumerate() {
-            block.project(backend, config, h, plan, layer, kv, scratch)?;
+            block.project(backend, h, plan, layer, kv, scratch)?;
             if layer == last && wanted == 0 {
                 return backend.resize(&mut ws.logits, 0, config.speech_vocab_size);
             }
@@ -205,7 +205,7 @@ impl<B: Backend> Llm<B> {
             } else {
                 (&mut *h, None)
             };
-            block.finish(backend, config, attended, h, scratch)?;
+            block.finish(backend, attended, h, scratch)?;
             if trace.is_on() {
                 trace.record(backend, &format!("llm.layers.{layer}"), h)?;
             }

@@ -147,6 +147,11 @@ impl Generation {
         }
     }
 
+    /// Every row fed or to be fed so far, in order.
+    pub fn inputs(&self) -> &[InputToken] {
+        &self.inputs
+    }
+
     /// Positions that are in the KV cache.
     pub fn context(&self) -> usize {
         self.cached

@@ -167,6 +167,7 @@ impl Mixed {
 mod tests {
     use super::*;
     use crate::model::llm::{Generation, Stop};
+    use proptest::prelude::*;
 
     const VOCABULARY: Vocabulary = Vocabulary {
         text: 100,
@@ -238,5 +239,68 @@ mod tests {
         assert_eq!(g.accept(51), None);
         assert_eq!(g.stop(), Some(Stop::Unexpected(51)));
         assert!(g.pending().is_empty());
+    }
+
+    /// Runs what can run, in chunks, drawing tokens in turn from `draws`; whether the sequence has ended.
+    fn go(g: &mut Generation, chunk: usize, draws: &mut impl Iterator<Item = i32>) -> bool {
+        loop {
+            while !g.pending().is_empty() {
+                g.advance(g.pending().len().min(chunk));
+            }
+            if !g.wants_token() {
+                return g.stop().is_some();
+            }
+            g.accept(draws.next().expect("endless"));
+        }
+    }
+
+    proptest! {
+        /// However text arrives and whatever is drawn: all text is fed, in order, the sequence ends, and chunks do not matter.
+        #[test]
+        fn all_text_is_fed_in_order_and_the_sequence_ends(
+            prompt in 0usize..12,
+            prompt_speech in 0usize..20,
+            pieces in proptest::collection::vec(1usize..5, 1..12),
+            draws in proptest::collection::vec(0i32..50, 1..80),
+            early_fill in 0usize..90,
+            ratio in (1usize..5, 1usize..7),
+        ) {
+            // Text is numbered from the prompt's first token on.
+            let total = prompt + pieces.iter().sum::<usize>();
+            let text: Vec<i32> = (0..total as i32).collect();
+            let speech: Vec<i32> = (0..prompt_speech as i32).collect();
+            let run = |chunk: usize| {
+                let conditioning = Conditioning::zero_shot(&text[..prompt], &speech);
+                let mut g = Generation::streaming(VOCABULARY, conditioning, [ratio.0, ratio.1]).unwrap();
+                // One fill token comes unforced; in the last part it would end the sequence, as would any draw of 50.
+                let mut draws = draws.iter().copied().cycle().enumerate()
+                    .map(|(i, d)| if i == early_fill { VOCABULARY.fill() } else { d });
+                let (mut rest, mut ended) = (&text[prompt..], false);
+                for &n in &pieces {
+                    g.push_text(&rest[..n]).unwrap();
+                    rest = &rest[n..];
+                    ended = go(&mut g, chunk, &mut draws);
+                    assert!(!ended, "ended before its text did");
+                }
+                g.close_text();
+                ended |= go(&mut g, chunk, &mut draws);
+                assert!(ended, "stuck");
+                assert!(matches!(g.stop(), Some(Stop::MaxLength | Stop::Unexpected(_))));
+                g.rewind();
+                (g.inputs().to_vec(), g.speech_tokens().collect::<Vec<_>>())
+            };
+            let (inputs, tokens) = run(usize::MAX);
+            let mut next = 0;
+            for input in &inputs {
+                // Rows that are fed again count once.
+                if let InputToken::Text(id) = *input && id >= next {
+                    prop_assert_eq!(id, next);
+                    next += 1;
+                }
+            }
+            prop_assert_eq!(next, total as i32);
+            prop_assert_eq!(inputs.iter().filter(|i| **i == InputToken::Task).count(), 1);
+            prop_assert_eq!((inputs, tokens), run(1));
+        }
     }
 }
