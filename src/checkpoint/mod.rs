@@ -89,6 +89,11 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Whether a folder looks like a checkpoint of either layout.
+    pub fn is_at(dir: &Path) -> bool {
+        dir.join(official::YAML).is_file() || dir.join(converted::CONFIG).is_file()
+    }
+
     /// Opens a folder of either layout. Weights are mapped, not read.
     ///
     /// # Errors

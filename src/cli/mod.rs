@@ -1,11 +1,71 @@
 //! The commands, one file each.
 
-pub mod convert;
-pub mod inspect;
-
+use std::io::IsTerminal;
 use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+mod batch;
+mod doctor;
+mod model;
+mod output;
+mod synth;
+mod voices;
+
+/// CosyVoice2 text to speech: one binary, CPU or GPU.
+#[derive(Parser)]
+#[command(name = "cosyvoice", version, arg_required_else_help = true)]
+struct Cli {
+    /// What to log: error, warn, info, debug, trace, or a tracing filter.
+    #[arg(long, env = "LOG_LEVEL", default_value = "warn", global = true)]
+    log_level: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Speak a text into a file.
+    Synth(synth::Args),
+    /// Speak many texts of a JSONL or TSV file, several at a time.
+    Batch(batch::Args),
+    /// Add, list and remove voices.
+    Voices(voices::Args),
+    /// Say what this machine and model offer, and what would be used.
+    Doctor(doctor::Args),
+}
 
 /// Parses the command line and runs the command.
 pub fn run() -> ExitCode {
-    ExitCode::SUCCESS
+    let cli = Cli::parse();
+    if let Err(error) = init_logs(&cli.log_level) {
+        return fail(&error);
+    }
+    let result = match cli.command {
+        Command::Synth(args) => synth::run(args),
+        Command::Batch(args) => batch::run(args),
+        Command::Voices(args) => voices::run(args),
+        Command::Doctor(args) => doctor::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn init_logs(level: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(level)
+        .map_err(|e| anyhow::anyhow!("--log-level (LOG_LEVEL) '{level}': {e}"))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    Ok(())
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 
 use tokio::sync::mpsc;
 
-use super::{EngineError, Event, Request};
+use super::{EngineError, Event, Request, Summary};
 
 /// Figures of the engine at this moment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -105,6 +105,23 @@ impl Job {
     /// The same for callers without a runtime.
     pub fn next_blocking(&mut self) -> Option<Event> {
         self.events.blocking_recv()
+    }
+
+    /// Waits for the end; all samples and the figures.
+    ///
+    /// # Errors
+    /// Why the request did not finish.
+    pub fn collect(mut self) -> Result<(Vec<f32>, Summary), EngineError> {
+        let mut samples = Vec::new();
+        while let Some(event) = self.next_blocking() {
+            match event {
+                Event::Audio(audio) => samples.extend(audio),
+                Event::Done(summary) => return Ok((samples, summary)),
+                Event::Failed(error) => return Err(error),
+                Event::Started | Event::Progress { .. } => {}
+            }
+        }
+        Err(EngineError::Stopped)
     }
 
     /// Stops the request at its next step.

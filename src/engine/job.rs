@@ -113,12 +113,18 @@ impl RunningJob {
         self.summary.speech_tokens += speech;
     }
 
-    /// Announces the first step of work.
-    pub(crate) fn start(&mut self) {
-        if !self.started {
+    /// Announces the first step of work; `false` when that was done before.
+    pub(crate) fn start(&mut self) -> bool {
+        let first = !self.started;
+        if first {
             self.started = true;
             self.send(Event::Started);
         }
+        first
+    }
+
+    pub(crate) fn has_started(&self) -> bool {
+        self.started
     }
 
     /// Notes that `share` (0 to 1) of a part's work is done.

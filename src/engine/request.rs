@@ -33,6 +33,20 @@ pub struct Request {
     pub stream: bool,
     /// Requests of one client share its bound; empty for none.
     pub client: String,
+    /// Recorded random numbers in place of the seed's, for comparison with a recorded run. Only for requests of one segment.
+    pub draws: Option<Arc<Draws>>,
+}
+
+/// Random numbers of a recorded run, in the order of their use.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Draws {
+    /// Of the sampler.
+    pub uniforms: Vec<f64>,
+    /// Pool of the excitation's noise, row-major `[rows, harmonics]`.
+    pub noise: Vec<f32>,
+    pub harmonics: usize,
+    /// First row of the pool that each vocoder call uses; rows wrap around.
+    pub noise_offsets: Vec<usize>,
 }
 
 /// One part of a request's text.

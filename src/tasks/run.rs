@@ -162,6 +162,7 @@ async fn engine_request(inner: &Arc<Inner>, open: &Open) -> Result<(Request, Str
         seed: record.request.seed,
         stream: false,
         client: record.client.clone(),
+        draws: None,
     };
     Ok((request, prepared.normalized_text))
 }

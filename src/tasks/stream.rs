@@ -48,6 +48,7 @@ impl Tasks {
             seed,
             stream: submit.speed == 1.0,
             client: submit.client,
+            draws: None,
         };
         let job = submit_patiently(inner, request).await;
         let job = job.map_err(|f: Failure| SynthesisError::Internal(f.message))?;

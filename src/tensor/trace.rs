@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
 use super::Tensor;
 use crate::backend::{Memory, Result};
 
@@ -65,6 +68,26 @@ impl Trace {
             key = format!("{name}#{n}");
         }
         tensors.insert(key, TracedTensor { rows, cols, data });
+    }
+
+    /// Writes everything recorded so far as a safetensors file of f32 tensors `[rows, cols]`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, path: &std::path::Path) -> std::io::Result<()> {
+        let Some(tensors) = &self.tensors else {
+            return Ok(());
+        };
+        let tensors = tensors
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let views = tensors.iter().map(|(name, t)| {
+            let bytes: &[u8] = bytemuck::cast_slice(&t.data);
+            let view = TensorView::new(Dtype::F32, vec![t.rows, t.cols], bytes)
+                .expect("a traced tensor holds rows times cols values. This is a bug.");
+            (name, view)
+        });
+        safetensors::serialize_to_file(views, None, path).map_err(std::io::Error::other)
     }
 
     /// Everything recorded, by name.

@@ -1,6 +1,7 @@
 //! Every stage against tensors of the official PyTorch code (`PARITY_KIT=DIR`, else the trimmed kit in `tests/fixtures`).
 
 mod audio;
+mod e2e;
 mod llm;
 mod speaker;
 mod speech_tokens;

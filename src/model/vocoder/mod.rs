@@ -101,6 +101,11 @@ impl<B: Backend> Hift<B> {
         })
     }
 
+    /// Samples per second of the waveform.
+    pub fn sample_rate_hz(&self) -> u32 {
+        self.source.sample_rate_hz as u32
+    }
+
     /// Samples per mel frame.
     pub fn samples_per_frame(&self) -> usize {
         self.samples_per_frame

@@ -1,0 +1,379 @@
+//! The engine's thread: receives requests, asks the scheduler, runs the stages, delivers.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::blocks::PagePool;
+use super::handle::{EngineHandle, EngineStats, Submission};
+use super::job::RunningJob;
+use super::request::{EngineError, Segment};
+use super::scheduler::{self, Budgets, Plan};
+use super::sequence::{Arrival, Sequence};
+use super::stages::Stages;
+use crate::backend::Backend;
+
+/// How an engine works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    pub budgets: Budgets,
+    /// Requests that may wait for a slot.
+    pub queue_limit: usize,
+    /// Positions of the KV cache, all sequences together.
+    pub kv_positions: usize,
+    /// Positions of a page.
+    pub page_size: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            budgets: Budgets {
+                max_running: 64,
+                max_running_per_client: 0,
+                llm_rows: 512,
+                flow_frames: 4000,
+                vocoder_frames: 4000,
+                patience: Duration::from_secs(20),
+            },
+            queue_limit: 1024,
+            kv_positions: 32 * 1024,
+            page_size: 16,
+        }
+    }
+}
+
+/// Starts an engine on a thread of its own; it ends when the last handle is dropped.
+pub(super) fn spawn<B: Backend>(
+    make: impl FnOnce() -> crate::error::Result<Stages<B>> + Send + 'static,
+    options: EngineOptions,
+) -> crate::error::Result<EngineHandle> {
+    let (submissions, receiver) = channel();
+    let stats = Arc::new(Mutex::new(EngineStats::default()));
+    let queued = Arc::new(AtomicUsize::new(0));
+    let handle = EngineHandle {
+        submissions,
+        stats: Arc::clone(&stats),
+        queued: Arc::clone(&queued),
+        queue_limit: options.queue_limit,
+    };
+    let (ready, started) = channel();
+    std::thread::Builder::new()
+        .name("engine".to_owned())
+        .spawn(move || {
+            let stages = match make() {
+                Ok(stages) => stages,
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            };
+            let _ = ready.send(Ok(()));
+            let runner = Runner {
+                pool: PagePool::new(options.kv_positions / options.page_size, options.page_size),
+                options,
+                stages,
+                receiver,
+                stats,
+                queued,
+                started: Instant::now(),
+                arrivals: 0,
+                jobs: HashMap::new(),
+                sequences: Vec::new(),
+            };
+            runner.run();
+        })
+        .map_err(|e| EngineError::Internal(format!("cannot start the engine's thread: {e}")))?;
+    started.recv().map_err(|_| EngineError::Stopped)??;
+    Ok(handle)
+}
+
+struct Runner<B: Backend> {
+    options: EngineOptions,
+    stages: Stages<B>,
+    pool: PagePool,
+    receiver: Receiver<Submission>,
+    stats: Arc<Mutex<EngineStats>>,
+    queued: Arc<AtomicUsize>,
+    started: Instant,
+    arrivals: u64,
+    jobs: HashMap<u64, RunningJob>,
+    /// In order of arrival.
+    sequences: Vec<Sequence<B>>,
+}
+
+impl<B: Backend> Runner<B> {
+    fn run(mut self) {
+        while self.receive() {
+            self.drop_cancelled();
+            let now = self.started.elapsed();
+            let views: Vec<_> = self.sequences.iter().map(|s| s.view(&self.pool)).collect();
+            let plan = scheduler::plan(&views, self.pool.free(), &self.options.budgets, now);
+            if plan.is_empty() {
+                self.fail_stuck();
+                continue;
+            }
+            self.execute(&plan, now);
+            self.finish_done();
+            self.publish(&plan);
+        }
+    }
+
+    /// Takes in what has been submitted; waits when there is nothing else to do. `false` when all handles are gone and all work is done.
+    fn receive(&mut self) -> bool {
+        loop {
+            let submission = if self.sequences.is_empty() {
+                match self.receiver.recv() {
+                    Ok(submission) => submission,
+                    Err(_) => return false,
+                }
+            } else {
+                match self.receiver.try_recv() {
+                    Ok(submission) => submission,
+                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => return true,
+                }
+            };
+            self.accept(submission);
+        }
+    }
+
+    /// Makes the sequences of a request; a request that cannot be served fails here.
+    fn accept(&mut self, submission: Submission) {
+        let request = Arc::new(submission.request);
+        let job = self.arrivals;
+        let now = self.started.elapsed();
+        let arrival = Arrival {
+            job,
+            first: self.arrivals,
+            client: client_key(&request.client),
+            now,
+        };
+        self.arrivals += request.segments.len().max(1) as u64;
+        let weights: Vec<f32> = request.segments.iter().map(part_weight).collect();
+        let mut running = RunningJob::new(
+            submission.events,
+            submission.cancelled,
+            &weights,
+            self.stages.sample_rate_hz(),
+            Instant::now(),
+        );
+        match self.sequences_of(&request, &arrival, &mut running) {
+            Ok(sequences) => {
+                self.sequences.extend(sequences);
+                self.jobs.insert(job, running);
+            }
+            Err(error) => {
+                self.queued.fetch_sub(1, Ordering::Relaxed);
+                running.finish(Err(error));
+            }
+        }
+    }
+
+    fn sequences_of(
+        &self,
+        request: &Arc<super::Request>,
+        arrival: &Arrival,
+        job: &mut RunningJob,
+    ) -> Result<Vec<Sequence<B>>, EngineError> {
+        self.stages.check(request)?;
+        let mut sequences = Vec::new();
+        for (part, segment) in request.segments.iter().enumerate() {
+            let sequence = Sequence::new(request, part, arrival, self.stages.dims())
+                .map_err(|e| EngineError::Invalid(e.to_string()))?;
+            match (sequence, segment) {
+                (Some(sequence), _) if sequence.fits(&self.pool) => sequences.push(sequence),
+                (Some(_), _) => {
+                    return Err(EngineError::Invalid(format!(
+                        "a part of the text is too long for the engine's cache of {} positions",
+                        self.options.kv_positions
+                    )));
+                }
+                (None, Segment::Pause { samples }) => job.deliver(part, &vec![0.0; *samples], true),
+                (None, _) => {}
+            }
+        }
+        if sequences.is_empty() {
+            return Err(EngineError::NoSpeech);
+        }
+        Ok(sequences)
+    }
+
+    fn drop_cancelled(&mut self) {
+        let cancelled: Vec<u64> = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| job.is_cancelled())
+            .map(|(&id, _)| id)
+            .collect();
+        for id in cancelled {
+            self.end(id, Err(EngineError::Cancelled));
+        }
+    }
+
+    /// Ends a request: its sequences go, and with them pages and slots.
+    fn end(&mut self, id: u64, result: Result<(), EngineError>) {
+        let Some(job) = self.jobs.remove(&id) else {
+            return;
+        };
+        if !job.has_started() {
+            self.queued.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.sequences.retain(|s| s.job != id);
+        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        if result.is_ok() {
+            stats.requests_done += 1;
+            stats.audio_samples += job.samples() as u64;
+        } else {
+            stats.requests_failed += 1;
+        }
+        drop(stats);
+        job.finish(result);
+    }
+
+    /// Nothing can be done and nothing is running: what waits will wait for ever.
+    fn fail_stuck(&mut self) {
+        let ids: Vec<u64> = self.jobs.keys().copied().collect();
+        for id in ids {
+            self.end(
+                id,
+                Err(EngineError::Internal("no progress is possible".to_owned())),
+            );
+        }
+        self.sequences.clear();
+    }
+
+    fn execute(&mut self, plan: &Plan, now: Duration) {
+        for &i in &plan.admit {
+            let sequence = &mut self.sequences[i];
+            if sequence.admit(&self.pool)
+                && let Some(job) = self.jobs.get_mut(&sequence.job)
+                && job.start()
+            {
+                self.queued.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.guarded(plan.llm.iter().map(|r| r.0), |r| {
+            r.stages.llm_step(&mut r.sequences, &plan.llm)
+        });
+        self.guarded(plan.flow.iter().copied(), |r| {
+            r.stages.flow_step(&mut r.sequences, &plan.flow)
+        });
+        self.guarded(plan.vocoder.iter().copied(), |r| {
+            r.vocode(&plan.vocoder, now)
+        });
+        self.note_progress(plan, now);
+    }
+
+    /// Runs one stage; when it fails, or a bug panics, the requests at hand fail and the engine goes on.
+    fn guarded(
+        &mut self,
+        indices: impl Iterator<Item = usize>,
+        stage: impl FnOnce(&mut Self) -> Result<(), EngineError>,
+    ) {
+        // A request that an earlier stage of this iteration ended has left its sequences in place, marked as done.
+        let jobs: Vec<u64> = indices.map(|i| self.sequences[i].job).collect();
+        if jobs.is_empty() {
+            return;
+        }
+        let result = catch_unwind(AssertUnwindSafe(|| stage(self))).unwrap_or_else(|panic| {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("unknown");
+            Err(EngineError::Internal(text.to_owned()))
+        });
+        if let Err(error) = result {
+            tracing::error!(%error, requests = jobs.len(), "a stage failed");
+            for sequence in &mut self.sequences {
+                if jobs.contains(&sequence.job) {
+                    sequence.fail(error.clone());
+                }
+            }
+        }
+    }
+
+    fn vocode(&mut self, chosen: &[usize], now: Duration) -> Result<(), EngineError> {
+        let rate = self.stages.sample_rate_hz();
+        for (i, samples, last) in self.stages.vocode(&mut self.sequences, chosen)? {
+            let sequence = &mut self.sequences[i];
+            let length = Duration::from_secs_f64(samples.len() as f64 / f64::from(rate));
+            sequence.audio_until = Some(sequence.audio_until.unwrap_or(now).max(now) + length);
+            sequence.done = last;
+            if let Some(job) = self.jobs.get_mut(&sequence.job) {
+                if last {
+                    job.count_tokens(sequence.text_tokens(), sequence.tokens().len());
+                }
+                // `finish_done` closes the part.
+                job.deliver(sequence.part, &samples, false);
+            }
+        }
+        Ok(())
+    }
+
+    fn note_progress(&mut self, plan: &Plan, now: Duration) {
+        use super::Stage;
+        let served = (plan.llm.iter().map(|r| (r.0, Stage::Llm)))
+            .chain(plan.flow.iter().map(|&i| (i, Stage::Flow)))
+            .chain(plan.vocoder.iter().map(|&i| (i, Stage::Vocoder)));
+        for (i, stage) in served {
+            let sequence = &mut self.sequences[i];
+            sequence.served = now;
+            let share = sequence.share(self.stages.flow_share(sequence));
+            if let Some(job) = self.jobs.get_mut(&sequence.job) {
+                job.progress(sequence.part, stage, share);
+            }
+        }
+    }
+
+    /// Removes what is finished.
+    fn finish_done(&mut self) {
+        let mut ended = Vec::new();
+        for sequence in &mut self.sequences {
+            let Some(job) = self.jobs.get_mut(&sequence.job) else {
+                continue;
+            };
+            if let Some(error) = sequence.take_failure() {
+                ended.push((sequence.job, Err(error)));
+            } else if sequence.done {
+                job.deliver(sequence.part, &[], true);
+                if job.is_done() {
+                    ended.push((sequence.job, Ok(())));
+                }
+            }
+        }
+        self.sequences.retain(|s| !s.done);
+        for (id, result) in ended {
+            self.end(id, result);
+        }
+    }
+
+    fn publish(&self, plan: &Plan) {
+        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.queued = self.queued.load(Ordering::Relaxed);
+        stats.running = self.sequences.iter().filter(|s| s.is_admitted()).count();
+        stats.kv_pages_total = self.pool.total();
+        stats.kv_pages_used = self.pool.total() - self.pool.free();
+        stats.batch = [plan.llm.len(), plan.flow.len(), plan.vocoder.len()];
+        stats.speech_tokens = self.stages.tokens_drawn();
+    }
+}
+
+fn client_key(client: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    client.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Expected work of a part, in text tokens.
+fn part_weight(segment: &Segment) -> f32 {
+    match segment {
+        Segment::Speech(tokens) => tokens.len() as f32,
+        Segment::SpeechTokens(tokens) => tokens.len() as f32 / 4.0,
+        Segment::Pause { .. } => 0.0,
+    }
+}

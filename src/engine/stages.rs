@@ -1,0 +1,277 @@
+//! The computation of one iteration: each method runs one stage for the sequences that the scheduler chose, as one batch.
+
+use std::sync::Arc;
+
+use super::request::{EngineError, Request};
+use super::sequence::{Dims, PendingMel, Sequence};
+use super::vocode::VocodeStage;
+use crate::backend::{Backend, SampleParams};
+use crate::model::flow::{Flow, FlowInput, FlowState, FlowWorkspace, change_speed};
+use crate::model::llm::{Llm, LlmWorkspace, StepSequence};
+use crate::model::vocoder::Hift;
+use crate::tensor::{Ids, Trace};
+
+/// The models of one checkpoint on one device.
+pub struct Models<B: Backend> {
+    pub backend: B,
+    pub llm: Llm<B>,
+    pub flow: Flow<B>,
+    pub hift: Hift<B>,
+}
+
+/// Models, KV cache and workspaces of one engine.
+pub(super) struct Stages<B: Backend> {
+    models: Models<B>,
+    kv: B::KvCache,
+    page_size: usize,
+    sampling: SampleParams,
+    llm_ws: LlmWorkspace<B>,
+    flow_ws: FlowWorkspace<B>,
+    vocoder: VocodeStage<B>,
+    sampled: Ids<B>,
+    /// Finished flow states, for reuse.
+    spare: Vec<FlowState<B>>,
+    trace: Arc<Trace>,
+    tokens_drawn: u64,
+}
+
+impl<B: Backend> Stages<B> {
+    /// # Errors
+    /// When the device has no room for the cache of `pages` pages.
+    pub(super) fn new(
+        models: Models<B>,
+        pages: usize,
+        page_size: usize,
+        trace: Arc<Trace>,
+    ) -> Result<Self, EngineError> {
+        let backend = &models.backend;
+        Ok(Self {
+            kv: backend.alloc_kv(models.llm.kv_shape(pages, page_size))?,
+            page_size,
+            sampling: models.llm.config().sampling,
+            llm_ws: LlmWorkspace::new(backend)?,
+            flow_ws: FlowWorkspace::new(backend)?,
+            vocoder: VocodeStage::new(backend, &models.hift)?,
+            sampled: backend.ids(&[])?,
+            spare: Vec::new(),
+            trace,
+            tokens_drawn: 0,
+            models,
+        })
+    }
+
+    pub(super) fn sample_rate_hz(&self) -> u32 {
+        self.models.hift.sample_rate_hz()
+    }
+
+    pub(super) fn tokens_drawn(&self) -> u64 {
+        self.tokens_drawn
+    }
+
+    pub(super) fn dims(&self) -> Dims {
+        Dims {
+            vocabulary: self.models.llm.vocabulary(),
+            token_mel_ratio: self.models.flow.frames_per_token(),
+            pre_lookahead_len: self.models.flow.lookahead_tokens(),
+        }
+    }
+
+    /// Whether the models can take a request at all.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn check(&self, request: &Request) -> Result<(), EngineError> {
+        let invalid = |text: String| Err(EngineError::Invalid(text));
+        if !(0.5..=2.0).contains(&request.speed) {
+            return invalid(format!("speed {} is outside of 0.5 to 2.0", request.speed));
+        }
+        if request.stream && request.speed != 1.0 {
+            return invalid("the speed can be changed only without streaming".to_owned());
+        }
+        let probe = FlowInput {
+            voice: &request.voice,
+            // More than any look-ahead, so that only the voice decides.
+            tokens: &[0; 64],
+            streaming: false,
+            finalize: true,
+        };
+        self.models
+            .flow
+            .check(&probe)
+            .map(|_| ())
+            .map_err(|e| EngineError::Invalid(e.to_string()))
+    }
+
+    /// Runs the given rows of each sequence and draws a token for those whose pending rows are all done.
+    pub(super) fn llm_step(
+        &mut self,
+        sequences: &mut [Sequence<B>],
+        rows: &[(usize, usize)],
+    ) -> Result<(), EngineError> {
+        let Models { backend, llm, .. } = &self.models;
+        let steps: Vec<StepSequence<'_>> = rows
+            .iter()
+            .filter_map(|&(i, n)| {
+                let generation = sequences[i].generation.as_ref()?;
+                let pending = generation.pending();
+                Some(StepSequence {
+                    inputs: &pending[..n],
+                    context: generation.context(),
+                    pages: sequences[i].kv_pages(),
+                    logits: n == pending.len() && generation.draws_after_pending(),
+                })
+            })
+            .collect();
+        llm.step(
+            backend,
+            self.page_size,
+            &steps,
+            &mut self.kv,
+            &mut self.llm_ws,
+            &self.trace,
+        )?;
+        drop(steps);
+        for &(i, n) in rows {
+            if let Some(generation) = &mut sequences[i].generation {
+                generation.advance(n);
+            }
+        }
+        self.draw(sequences, rows)
+    }
+
+    fn draw(
+        &mut self,
+        sequences: &mut [Sequence<B>],
+        rows: &[(usize, usize)],
+    ) -> Result<(), EngineError> {
+        let wanting: Vec<usize> = rows
+            .iter()
+            .map(|r| r.0)
+            .filter(|&i| {
+                sequences[i]
+                    .generation
+                    .as_ref()
+                    .is_some_and(|g| g.wants_token())
+            })
+            .collect();
+        if wanting.is_empty() {
+            return Ok(());
+        }
+        let sample_rows: Vec<_> = wanting
+            .iter()
+            .filter_map(|&i| sequences[i].sample_row(self.sampling))
+            .collect();
+        let backend = &self.models.backend;
+        backend.upload_ids(&vec![0; sample_rows.len()], &mut self.sampled)?;
+        let drawn = backend.sample(self.llm_ws.logits(), &sample_rows, &mut self.sampled)?;
+        drop(sample_rows);
+        self.tokens_drawn += drawn.len() as u64;
+        for (i, sampled) in wanting.into_iter().zip(drawn) {
+            sequences[i].accept(sampled);
+        }
+        Ok(())
+    }
+
+    /// One Euler step for each of `chosen`; a call that is new is encoded first, one that is finished leaves its mel.
+    pub(super) fn flow_step(
+        &mut self,
+        sequences: &mut [Sequence<B>],
+        chosen: &[usize],
+    ) -> Result<(), EngineError> {
+        let new: Vec<usize> = chosen
+            .iter()
+            .copied()
+            .filter(|&i| sequences[i].flow.is_none())
+            .collect();
+        self.encode(sequences, &new)?;
+        let Models { backend, flow, .. } = &self.models;
+        let mut states: Vec<&mut FlowState<B>> = sequences
+            .iter_mut()
+            .enumerate()
+            .filter(|(i, _)| chosen.contains(i))
+            .filter_map(|(_, s)| s.flow.as_mut())
+            .collect();
+        flow.euler_step(backend, &mut states, &mut self.flow_ws, &self.trace)?;
+        drop(states);
+        for &i in chosen {
+            if sequences[i].flow.as_ref().is_some_and(FlowState::is_done) {
+                self.take_mel(&mut sequences[i])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode(&mut self, sequences: &mut [Sequence<B>], new: &[usize]) -> Result<(), EngineError> {
+        if new.is_empty() {
+            return Ok(());
+        }
+        let Models { backend, flow, .. } = &self.models;
+        let mut states = Vec::with_capacity(new.len());
+        for _ in new {
+            states.push(match self.spare.pop() {
+                Some(state) => state,
+                None => FlowState::new(backend)?,
+            });
+        }
+        let inputs: Vec<FlowInput<'_>> = new
+            .iter()
+            .filter_map(|&i| sequences[i].flow_input())
+            .collect();
+        for input in &inputs {
+            flow.check(input)
+                .map_err(|e| EngineError::Invalid(e.to_string()))?;
+        }
+        let mut refs: Vec<&mut FlowState<B>> = states.iter_mut().collect();
+        flow.encode(backend, &inputs, &mut refs, &mut self.flow_ws, &self.trace)?;
+        for (&i, state) in new.iter().zip(states) {
+            sequences[i].flow = Some(state);
+        }
+        Ok(())
+    }
+
+    /// Hands the mel of a finished call on to the vocoder.
+    fn take_mel(&mut self, sequence: &mut Sequence<B>) -> Result<(), EngineError> {
+        let (Some(state), Some(call)) = (sequence.flow.take(), sequence.call.take()) else {
+            return Ok(());
+        };
+        let Models { backend, flow, .. } = &self.models;
+        let mut mel = backend.alloc(0, 0)?;
+        flow.mel(backend, &state, call.token_offset, &mut mel)?;
+        if sequence.request.speed != 1.0 {
+            let mut changed = backend.alloc(0, 0)?;
+            change_speed(
+                backend,
+                &mel,
+                f64::from(sequence.request.speed),
+                &mut changed,
+            )?;
+            mel = changed;
+        }
+        self.spare.push(state);
+        sequence.mel = Some(PendingMel {
+            mel,
+            first_frame: call.token_offset * flow.frames_per_token(),
+            last: call.finalize,
+        });
+        sequence.poll_flow();
+        Ok(())
+    }
+
+    /// Share of the Euler steps of a sequence's call that are done.
+    pub(super) fn flow_share(&self, sequence: &Sequence<B>) -> f32 {
+        sequence.flow.as_ref().map_or(0.0, |state| {
+            1.0 - state.steps_left() as f32 / self.models.flow.steps() as f32
+        })
+    }
+
+    /// Vocodes the waiting mel of each of `chosen`: `(sequence, samples, last)`.
+    pub(super) fn vocode(
+        &mut self,
+        sequences: &mut [Sequence<B>],
+        chosen: &[usize],
+    ) -> Result<Vec<(usize, Vec<f32>, bool)>, EngineError> {
+        let Models { backend, hift, .. } = &self.models;
+        self.vocoder
+            .run(backend, hift, sequences, chosen, &self.trace)
+    }
+}

@@ -1,1 +1,0 @@
-"""PyTorch modules whose state-dict keys and arithmetic are those of the official checkpoint."""
