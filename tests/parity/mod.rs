@@ -7,3 +7,4 @@ mod speaker;
 mod speech_tokens;
 mod text;
 mod vocoder;
+mod voice;

@@ -57,3 +57,19 @@ fn speaker_embedding() {
     checkpoint.finish().expect("every weight has its place");
     check(&cpu, &encoder, "spk_embedding");
 }
+
+/// The same weights in a graph whose pooling counts padding: the official embeddings of that graph differ.
+#[test]
+fn speaker_embedding_with_counted_padding() {
+    let variant = golden::kit().join("golden/campplus_cip1.onnx");
+    if !variant.is_file() {
+        eprintln!("SKIPPED: {} is not in this kit", variant.display());
+        return;
+    }
+    let dir = golden::model_with("campplus.onnx", &variant);
+    let cpu = Cpu::new(CpuOptions::default());
+    let checkpoint = Checkpoint::open(dir.path()).expect("checkpoint");
+    let config = checkpoint.config().speaker.clone().expect("config");
+    let encoder = load(&cpu, &checkpoint, &config);
+    check(&cpu, &encoder, "spk_embedding_cip1_ort");
+}

@@ -25,6 +25,21 @@ pub(crate) fn model_dir() -> PathBuf {
         .unwrap_or_else(|| panic!("{}: no folder with a cosyvoice2.yaml", kit.display()))
 }
 
+/// A copy of the kit's checkpoint (links) in which one file is another.
+pub(crate) fn model_with(file: &str, replacement: &Path) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let model = model_dir().canonicalize().expect("model folder");
+    for entry in std::fs::read_dir(&model).expect("model folder").flatten() {
+        if entry.file_name() != file {
+            let link = dir.path().join(entry.file_name());
+            std::os::unix::fs::symlink(entry.path(), link).expect("link");
+        }
+    }
+    let replacement = replacement.canonicalize().expect("replacement");
+    std::os::unix::fs::symlink(replacement, dir.path().join(file)).expect("link");
+    dir
+}
+
 /// A golden file, `None` (with a loud note) when this kit has been trimmed of it.
 pub(crate) fn open(name: &str) -> Option<Golden> {
     let path = kit().join("golden").join(name);

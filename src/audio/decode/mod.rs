@@ -7,6 +7,7 @@
 mod aac;
 mod opus;
 mod packets;
+mod wav;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -56,6 +57,11 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Audio, AudioError> {
 }
 
 fn decode_by_kind(bytes: &[u8], limits: &Limits) -> Result<Audio, AudioError> {
+    if wav::is_wav(bytes)
+        && let Some(result) = wav::decode(bytes, limits)
+    {
+        return result;
+    }
     if opus::is_ogg_opus(bytes) {
         return opus::decode(bytes, limits);
     }

@@ -71,13 +71,9 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Audio, AudioError>
         .map_err(|e| undecodable(e.to_string()))?;
     let serial = first.stream_serial();
     let head = Head::parse(&first.data)?;
-    // The samples to drop at the start do not count against the limit of duration.
-    let slack = head.pre_skip as f64 / f64::from(RATE_HZ);
-    let limits = Limits {
-        max_seconds: limits.max_seconds + slack,
-        ..*limits
-    };
-    let mut sink = MonoSink::new(RATE_HZ, head.channels, &limits)?;
+    let mut sink = MonoSink::new(RATE_HZ, head.channels, limits)?;
+    // Samples that are dropped at the start, and those behind the end, do not count against the limit.
+    sink.max_samples += head.pre_skip + MAX_FRAMES;
     let mut decoder =
         OpusDecoder::new(RATE_HZ as i32, head.channels).map_err(|e| undecodable(e.to_owned()))?;
     let mut pcm = vec![0.0; MAX_FRAMES * head.channels];
@@ -111,11 +107,13 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Audio, AudioError>
         return Err(undecodable("its Opus packets are damaged"));
     }
     trim(&mut sink, &head, end);
+    sink.push(&[], head.channels)?;
     sink.finish()
 }
 
 /// Applies pre-skip, the end that the last page gives, and the gain.
 fn trim(sink: &mut MonoSink, head: &Head, end: Option<usize>) {
+    sink.max_samples -= head.pre_skip + MAX_FRAMES;
     if let Some(end) = end
         && end > head.pre_skip
     {

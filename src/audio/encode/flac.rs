@@ -12,8 +12,6 @@ use crate::audio::AudioError;
 const BITS: usize = 16;
 /// Samples of a frame, the last one excepted.
 const BLOCK: usize = 4096;
-/// The format cannot hold a shorter last frame.
-const MIN_BLOCK: usize = 32;
 
 fn configuration() -> Result<Verified<config::Encoder>, AudioError> {
     config::Encoder::default()
@@ -25,7 +23,13 @@ pub(super) fn encode(samples: &[f32], rate_hz: u32) -> Result<Vec<u8>, AudioErro
     let failed = |e: &dyn std::fmt::Display| Format::Flac.error(e);
     let pcm: Vec<i32> = samples.iter().map(|&x| i32::from(pcm16(x))).collect();
     let source = MemSource::from_samples(&pcm, 1, BITS, rate_hz as usize);
-    let stream = flacenc::encode_with_fixed_block_size(&configuration()?, source, BLOCK)
+    let mut stream = flacenc::encode_with_fixed_block_size(&configuration()?, source, BLOCK)
+        .map_err(|e| failed(&e))?;
+    // The bounds of the block size leave the last block out (RFC 9639, section 8.2); readers that see them differ take
+    // the stream for one of variable blocks, and refuse it.
+    stream
+        .stream_info_mut()
+        .set_block_sizes(BLOCK, BLOCK)
         .map_err(|e| failed(&e))?;
     let mut sink = ByteSink::new();
     stream.write(&mut sink).map_err(|e| failed(&e))?;
@@ -70,9 +74,8 @@ impl Stream {
 
     pub(super) fn finish(mut self) -> Result<Vec<u8>, AudioError> {
         let mut out = std::mem::take(&mut self.header);
-        let mut tail = std::mem::take(&mut self.pending);
+        let tail = std::mem::take(&mut self.pending);
         if !tail.is_empty() {
-            tail.resize(tail.len().max(MIN_BLOCK), 0);
             out.extend(self.frame(&tail)?);
         }
         Ok(out)
@@ -80,7 +83,7 @@ impl Stream {
 
     fn frame(&mut self, block: &[i32]) -> Result<Vec<u8>, AudioError> {
         let failed = |e: &dyn std::fmt::Display| Format::Flac.error(e);
-        let mut buffer = FrameBuf::with_size(1, block.len()).map_err(|e| failed(&e))?;
+        let mut buffer = FrameBuf::with_size(1, BLOCK).map_err(|e| failed(&e))?;
         buffer.fill_interleaved(block).map_err(|e| failed(&e))?;
         let frame =
             flacenc::encode_fixed_size_frame(&self.config, &buffer, self.frames, &self.info)
