@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""Step 2: let the teachers read the sentences.
+
+    make_audio.py --text DATA/text.tsv --out DATA/audio --speakers heart=6,joe=1,slt=0.3,heart@1.1=0.3 [--workers 2]
+
+NAME=HOURS for each speaker (names: see tinyvoice/teachers.py). Sentences are drawn by a generator seeded with the
+speaker's name, so a repeated run reads the same ones; a tenth as many held-out sentences are read too. Shards
+that exist are kept.
+"""
+import argparse
+import multiprocessing
+import os
+import pathlib
+import random
+import time
+import zlib
+
+from tinyvoice.config import SAMPLE_RATE
+from tinyvoice.corpus import ShardWriter
+from tinyvoice.teachers import Speaker
+
+SHARD_HOURS = 0.5
+TEST_SHARE = 0.03     # of the audio, from held-out sentences
+MAX_SECONDS = 14.0
+
+
+def read_sentences(path):
+    split = {"train": [], "test": []}
+    for line in path.open(encoding="utf-8"):
+        name, text, _ = line.rstrip("\n").split("\t")
+        split[name].append(text)
+    return split
+
+
+def make_shard(job):
+    text_path, folder, speaker, index, hours = job
+    name = f"{speaker.replace('@', '_').replace('+', '-')}.{index:03d}"
+    if (folder / f"{name}.jsonl").exists():
+        return name, 0.0
+    rng = random.Random(zlib.crc32(name.encode()))
+    sentences = read_sentences(text_path)
+    teacher = Speaker(speaker)
+    writer = ShardWriter(folder, f".{name}")
+    while writer.samples < hours * 3600 * SAMPLE_RATE:
+        split = "test" if rng.random() < TEST_SHARE else "train"
+        text = rng.choice(sentences[split])
+        audio = teacher.say(text, rng.randrange(2 ** 31))
+        if audio is not None and len(audio) <= MAX_SECONDS * SAMPLE_RATE:
+            writer.add(speaker, split, text, audio)
+    writer.close()
+    for suffix in (".i16", ".jsonl"):      # the index last: its presence marks the shard complete
+        (folder / f".{name}{suffix}").rename(folder / f"{name}{suffix}")
+    return name, writer.samples / SAMPLE_RATE
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--text", type=pathlib.Path, required=True)
+    args.add_argument("--out", type=pathlib.Path, required=True)
+    args.add_argument("--speakers", required=True)
+    args.add_argument("--workers", type=int, default=os.cpu_count())
+    args = args.parse_args()
+    jobs = []
+    for item in args.speakers.split(","):
+        speaker, hours = item.split("=")
+        hours = float(hours)
+        shards = max(1, round(hours / SHARD_HOURS))
+        jobs += [(args.text, args.out, speaker, i, hours / shards) for i in range(shards)]
+    started, seconds = time.time(), 0.0
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        for name, made in pool.imap_unordered(make_shard, jobs):
+            seconds += made
+            print(f"{name}: {made / 60:.1f} min, {seconds / 3600:.2f} h in all, {time.time() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

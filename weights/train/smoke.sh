@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Parity of the modules, then every step of the training with --tiny-steps, on the CPU.
+#
+# Usage: smoke.sh [MODEL_DIR]     MODEL_DIR: keep the exported folder there
+# The virtual environment is made once, at $TRAIN_VENV (default ~/.cache/cosyvoice-train).
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+venv=${TRAIN_VENV:-$HOME/.cache/cosyvoice-train}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+if ! cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --requirement "$here/requirements.txt"
+    cp "$here/requirements.txt" "$venv/installed.txt"
+fi
+[ -d /usr/share/games/fortunes ] || apt-get install --yes --quiet fortunes >/dev/null
+
+cd "$here"
+"$venv/bin/python" -m unittest test_parity
+"$venv/bin/python" run_all.py --work "$work" --out "${1:-$work/model}" --device cpu --threads 2 --tiny-steps

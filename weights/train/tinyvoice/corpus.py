@@ -1,0 +1,75 @@
+"""Speech corpus on disk: per shard `NAME.i16` (24 kHz PCM16, utterances end to end) and `NAME.jsonl`, one line an
+utterance: {speaker, split, text, start, length} with start and length in samples, length a multiple of 960."""
+import json
+import pathlib
+import random
+
+import numpy as np
+import torch
+
+
+class ShardWriter:
+    """Appends utterances; the audio file is the truth about how many are complete, so a run can be repeated."""
+
+    def __init__(self, folder, name):
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.audio = (folder / f"{name}.i16").open("wb")
+        self.index = (folder / f"{name}.jsonl").open("w", encoding="utf-8")
+        self.samples = 0
+
+    def add(self, speaker, split, text, audio):
+        pcm = (np.clip(audio, -1, 1) * 32767).astype("<i2")
+        self.audio.write(pcm.tobytes())
+        row = {"speaker": speaker, "split": split, "text": text, "start": self.samples, "length": len(pcm)}
+        self.index.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.samples += len(pcm)
+
+    def close(self):
+        self.audio.close()
+        self.index.close()
+
+
+class Corpus:
+    """All utterances of a folder, audio memory-mapped.
+
+    `rows` are the utterances of `split` (None: of all) whose speaker passes `keep` (a predicate of the name);
+    `audio(row)` is float32 [N] at 24 kHz.
+    """
+
+    def __init__(self, folder, split="train", keep=lambda speaker: True):
+        self.maps, self.rows = [], []
+        for index in sorted(pathlib.Path(folder).glob("[!.]*.jsonl")):
+            pcm = np.memmap(index.with_suffix(".i16"), "<i2", "r")
+            for line in index.open(encoding="utf-8"):
+                row = json.loads(line)
+                if split in (None, row["split"]) and keep(row["speaker"]) and row["start"] + row["length"] <= len(pcm):
+                    row["shard"], row["key"] = len(self.maps), f"{index.stem}:{row['start']}"
+                    self.rows.append(row)
+            self.maps.append(pcm)
+        self.by_length = sorted(self.rows, key=lambda row: row["length"])
+        if not self.rows:
+            raise SystemExit(f"no {split or ''} speech in {folder}: run make_audio.py first")
+
+    def audio(self, row, offset=0, length=None):
+        start = row["start"] + offset
+        length = row["length"] - offset if length is None else min(length, row["length"] - offset)
+        pcm = self.maps[row["shard"]][start:start + length]
+        return torch.from_numpy(pcm.astype(np.float32) / 32768)
+
+    def similar(self, size):
+        """`size` random utterances of about the same length."""
+        start = random.randrange(len(self.rows))
+        near = self.by_length[max(0, start - size):start + size]
+        return random.sample(near, min(size, len(near)))
+
+    def padded(self, rows, device):
+        """Audio of the rows with silence up to the longest: (float32 [B, N], lengths in samples int64 [B])."""
+        longest = max(row["length"] for row in rows)
+        out = torch.zeros(len(rows), longest)
+        for i, row in enumerate(rows):
+            out[i, :row["length"]] = self.audio(row)
+        return out.to(device), torch.tensor([row["length"] for row in rows], device=device)
+
+    def seconds(self):
+        return sum(row["length"] for row in self.rows) / 24_000

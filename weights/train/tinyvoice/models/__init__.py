@@ -1,0 +1,1 @@
+"""PyTorch modules whose state-dict keys and arithmetic are those of the official checkpoint."""

@@ -1,0 +1,103 @@
+"""Token-to-mel flow matching (arXiv 2210.02747, Matcha-TTS): training loss and the Euler solver with classifier-free
+guidance. Arithmetic and keys of upstream `CausalMaskedDiffWithXvec` (`cosyvoice/flow/flow.py`, `flow_matching.py`)."""
+import math
+import random
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..config import MEL_BINS, SPK_DIM
+from .flow_encoder import LOOKAHEAD, UpsampleEncoder
+from .flow_estimator import Estimator
+
+SIGMA_MIN = 1e-6
+TRAIN_CFG_RATE, CFG_RATE = 0.2, 0.7
+STEPS = 10
+NOISE_FRAMES = 15_000
+
+
+def fixed_noise():
+    """The buffer that every synthesis starts from: standard normal [1, 80, 15000], seed 0."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn([1, MEL_BINS, NOISE_FRAMES], generator=generator)
+
+
+class Flow(nn.Module):
+    def __init__(self, dims, vocab):
+        super().__init__()
+        self.input_embedding = nn.Embedding(vocab, dims.dim)
+        self.spk_embed_affine_layer = nn.Linear(SPK_DIM, MEL_BINS)
+        self.encoder = UpsampleEncoder(dims)
+        self.encoder_proj = nn.Linear(dims.dim, MEL_BINS)
+        self.decoder = nn.Module()
+        self.decoder.estimator = Estimator(dims)
+
+    def speaker(self, embedding):
+        """[B, 192] -> [B, 80]."""
+        return self.spk_embed_affine_layer(F.normalize(embedding, dim=1))
+
+    def encode(self, token, lengths, streaming=False, finalize=True):
+        """token [B, L] -> mu [B, 80, 2L]; with finalize False the last three tokens only serve as look-ahead."""
+        inside = (torch.arange(token.shape[1], device=token.device)[None] < lengths[:, None])[..., None]
+        x, context = self.input_embedding(token.clamp(min=0)) * inside, None
+        if not finalize:
+            x, context, lengths = x[:, :-LOOKAHEAD], x[:, -LOOKAHEAD:], lengths - LOOKAHEAD
+        return self.encoder_proj(self.encoder(x, lengths, streaming, context)).transpose(1, 2)
+
+    def loss(self, token, lengths, mel, embedding):
+        """Flow-matching loss of a padded batch: token [B, L], mel [B, 80, 2L], embedding [B, 192].
+
+        As upstream trains: full attention or chunks with equal chance, a prompt of up to 30 % of the mel given to
+        half of the batch, conditions dropped for a fifth. Also returns the L1 of `mu` to the mel, a helper loss.
+        """
+        batch, _, time = mel.shape
+        streaming = random.random() < 0.5
+        mu = self.encode(token, lengths, streaming)
+        speaker = self.speaker(embedding)
+        mask = (torch.arange(time, device=mel.device)[None] < 2 * lengths[:, None])[:, None].to(mel.dtype)
+        prior = (F.l1_loss(mu * mask, mel * mask, reduction="sum")) / (mask.sum() * MEL_BINS)
+        share = torch.rand(batch, device=mel.device) * 0.3 * (torch.rand(batch, device=mel.device) < 0.5)
+        given = torch.arange(time, device=mel.device)[None] < (share * 2 * lengths).long()[:, None]
+        condition = mel * given[:, None]
+        t = torch.rand(batch, 1, 1, device=mel.device)
+        noise = torch.randn_like(mel)
+        x = (1 - (1 - SIGMA_MIN) * t) * noise + t * mel
+        kept = torch.rand(batch, 1, 1, device=mel.device) > TRAIN_CFG_RATE
+        velocity = self.decoder.estimator(x, mask, mu * kept, t.flatten(), speaker * kept[..., 0], condition * kept,
+                                          streaming)
+        target = mel - (1 - SIGMA_MIN) * noise
+        return F.mse_loss(velocity * mask, target * mask, reduction="sum") / (mask.sum() * MEL_BINS), prior
+
+    @torch.inference_mode()
+    def synthesize(self, token, embedding, prompt_token=None, prompt_mel=None, streaming=False, finalize=True,
+                   noise=None):
+        """token [1, L], embedding [1, 192], prompt_token [1, P], prompt_mel [1, 2P, 80] -> mel [1, 80, 2L]
+        (less look-ahead when not finalised)."""
+        if prompt_token is not None:
+            token = torch.cat([prompt_token, token], dim=1)
+        lengths = torch.tensor([token.shape[1]], device=token.device)
+        mu = self.encode(token, lengths, streaming, finalize)
+        condition = torch.zeros_like(mu)
+        prompt = 0 if prompt_mel is None else prompt_mel.shape[1]
+        if prompt:
+            condition[:, :, :prompt] = prompt_mel.transpose(1, 2)
+        noise = fixed_noise() if noise is None else noise
+        mel = self.solve(noise[:, :, :mu.shape[2]].to(mu), mu, self.speaker(embedding), condition, streaming)
+        return mel[:, :, prompt:]
+
+    def solve(self, x, mu, speaker, condition, streaming):
+        """Ten Euler steps on a cosine schedule; the second row of the batch is unconditional."""
+        span = 1 - torch.cos(torch.linspace(0, 1, STEPS + 1, device=x.device) * 0.5 * math.pi)
+        double = lambda c: torch.cat([c, torch.zeros_like(c)])
+        mu, speaker, condition = double(mu), double(speaker), double(condition)
+        mask = torch.ones(2, 1, x.shape[2], device=x.device)
+        t, dt = span[0], span[1] - span[0]
+        for step in range(1, STEPS + 1):
+            velocity = self.decoder.estimator(torch.cat([x, x]), mask, mu, t.expand(2), speaker, condition, streaming)
+            given, free = velocity.chunk(2)
+            x = x + dt * ((1 + CFG_RATE) * given - CFG_RATE * free)
+            t = t + dt
+            if step < STEPS:
+                dt = span[step + 1] - t
+        return x

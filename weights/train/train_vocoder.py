@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Step 3: train the HiFT vocoder on crops of the teachers' speech.
+
+Losses: multi-resolution STFT (log magnitude and spectral convergence), log-mel L1 at three resolutions, f0 L1 against
+the autocorrelation pitch, and after `--gan-from` of the run least-squares adversarial and feature-matching losses. The
+source is driven by the true f0 until then, by the predicted f0 (as at inference) from then on.
+
+    train_vocoder.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M]
+"""
+import random
+
+import torch
+import torch.nn.functional as F
+
+from tinyvoice.audio import mel_24k, pitch
+from tinyvoice.config import DIMS, MEL_HOP
+from tinyvoice.corpus import Corpus
+from tinyvoice.models.discriminators import Discriminators, discriminator_loss, generator_losses
+from tinyvoice.models.hift import HiftGenerator
+from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
+
+SPECTRA = ((512, 128), (1024, 256), (2048, 512))
+MELS = ((1920, 480, 80, 8000.0), (1024, 256, 80, 12000.0), (512, 128, 40, 12000.0))    # n_fft, hop, bins, fmax
+NARROW = ("slt", "rms", "awb", "kal16")     # 16 kHz teachers: nothing above 8 kHz to learn from
+
+
+def crops(corpus, frames, batch, device):
+    """Random crops [B, 480 * frames]; shorter utterances are padded with silence."""
+    length = frames * MEL_HOP
+    out = torch.zeros(batch, length)
+    for i in range(batch):
+        row = random.choice(corpus.rows)
+        start = random.randrange(0, max(1, row["length"] - length), MEL_HOP)
+        piece = corpus.audio(row, start, length)
+        out[i, :len(piece)] = piece
+    return (out * random.uniform(0.6, 1.1)).clamp(-0.98, 0.98).to(device)
+
+
+def spectral_loss(fake, real):
+    """Mean over resolutions of spectral convergence + log-magnitude L1, and of log-mel L1."""
+    stft = mel = 0.0
+    for n_fft, hop in SPECTRA:
+        window = torch.hann_window(n_fft, device=fake.device)
+        a, b = (torch.stft(x, n_fft, hop, window=window, return_complex=True).abs().clamp(min=1e-5) for x in (fake, real))
+        stft = stft + torch.linalg.norm(b - a) / torch.linalg.norm(b) + F.l1_loss(a.log(), b.log())
+    for n_fft, hop, bins, fmax in MELS:
+        mel = mel + F.l1_loss(mel_24k(fake, n_fft, hop, bins, fmax), mel_24k(real, n_fft, hop, bins, fmax))
+    return stft / len(SPECTRA), mel / len(MELS)
+
+
+def main():
+    parser = arguments(__doc__, steps=60_000, batch=32, lr=4e-4)
+    parser.add_argument("--frames", type=int, default=50, help="mel frames a crop")
+    parser.add_argument("--gan-from", type=float, default=0.3, help="share of the run before the adversarial losses")
+    args = parser.parse_args()
+    device = setup(args)
+    if args.tiny_steps:
+        args.batch, args.frames, args.gan_from = 2, 20, 0.5
+    corpus = Corpus(args.data / "audio", keep=lambda s: s.partition("@")[0] not in NARROW)
+    model, judges = HiftGenerator(DIMS.hift).to(device), Discriminators().to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.8, 0.99))
+    judge_optimizer = torch.optim.AdamW(judges.parameters(), args.lr, betas=(0.8, 0.99))
+    run = Run("vocoder", args, {"model": model, "judges": judges}, {"model": optimizer, "judges": judge_optimizer})
+    for _ in run.steps():
+        adversarial = run.progress() >= args.gan_from
+        real = crops(corpus, args.frames, args.batch, device)
+        mel, f0 = mel_24k(real), pitch(real)
+        predicted = model.f0_predictor(mel)
+        fake = model.decode(mel, model.source(predicted.detach() if adversarial else f0))
+        stft_loss, mel_loss = spectral_loss(fake, real)
+        f0_loss = F.l1_loss(predicted, f0)
+        loss = stft_loss + 5 * mel_loss + 0.01 * f0_loss
+        run.add(stft=stft_loss, mel=mel_loss, f0=f0_loss)
+        if adversarial:
+            with autocast(device):
+                judged = discriminator_loss(judges(real), judges(fake.detach()))
+            clipped_step(judged, judge_optimizer, judges.parameters(), 10.0)
+            judges.requires_grad_(False)
+            with autocast(device):
+                cheat, match = generator_losses(judges(real), judges(fake))
+            judges.requires_grad_(True)
+            loss = loss + 0.2 * cheat + 0.4 * match
+            run.add(judged=judged, cheat=cheat, match=match)
+        clipped_step(loss, optimizer, model.parameters(), 10.0)
+
+
+if __name__ == "__main__":
+    main()
