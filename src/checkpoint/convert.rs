@@ -14,9 +14,12 @@ use super::error::{CheckpointError, Result};
 use super::safetensors::{self, Planned};
 use super::tensors::{Dtype, Entry, TensorFile};
 use crate::backend::Weight;
+use crate::backend::weight::WeightData;
 
 /// Values that are converted at a time.
 const BLOCK: usize = 1 << 18;
+/// Values that are read before their mapped pages are given back.
+const RELEASE: usize = 1 << 23;
 /// The tied text head of `llm.pt`: a copy of the text embedding that speech never needs.
 const TEXT_HEAD: &str = "llm.model.lm_head.weight";
 const NORM_G: &str = "parametrizations.weight.original0";
@@ -144,7 +147,7 @@ fn folded<'a>(file: &'a TensorFile, module: &str, shape: &[usize]) -> Planned<'a
         name: format!("{module}.weight"),
         dtype: Dtype::F32,
         shape: shape.clone(),
-        write: Box::new(move |out| floats(out, &scope.weight_norm(&shape), Dtype::F32)),
+        write: Box::new(move |out| floats(out, file, &scope.weight_norm(&shape), Dtype::F32)),
     }
 }
 
@@ -153,12 +156,7 @@ fn cast<'a>(file: &'a TensorFile, tensor: &'a str, entry: &Entry, dtype: Dtype) 
         name: tensor.to_string(),
         dtype,
         shape: entry.shape.clone(),
-        write: Box::new(move |out| {
-            let weight = peek(file, tensor)?;
-            floats(out, &weight, dtype)?;
-            file.release();
-            Ok(())
-        }),
+        write: Box::new(move |out| floats(out, file, &peek(file, tensor)?, dtype)),
     }
 }
 
@@ -168,7 +166,7 @@ fn quantized<'a>(file: &'a TensorFile, tensor: &'a str, entry: &Entry) -> [Plann
     let scales = move || -> io::Result<Vec<f32>> {
         let weight = peek(file, tensor)?;
         let mut scales = Vec::with_capacity(rows);
-        for_rows(&weight, cols, |row| {
+        for_rows(file, &weight, cols, |row| {
             let peak = row.iter().fold(0f32, |m, x| m.max(x.abs()));
             scales.push(if peak > 0.0 { peak / 127.0 } else { 1.0 });
             Ok(())
@@ -182,16 +180,14 @@ fn quantized<'a>(file: &'a TensorFile, tensor: &'a str, entry: &Entry) -> [Plann
         write: Box::new(move |out| {
             let scales = scales()?;
             let mut scales = scales.iter();
-            for_rows(&peek(file, tensor)?, cols, |row| {
+            for_rows(file, &peek(file, tensor)?, cols, |row| {
                 let scale = scales.next().copied().unwrap_or(1.0);
                 let q: Vec<u8> = row
                     .iter()
                     .map(|x| (x / scale).round() as i8 as u8)
                     .collect();
                 out.write_all(&q)
-            })?;
-            file.release();
-            Ok(())
+            })
         }),
     };
     let scales = Planned {
@@ -222,8 +218,13 @@ fn peek<'a>(file: &'a TensorFile, tensor: &str) -> io::Result<Weight<'a>> {
 }
 
 /// Writes values as f32 or bf16.
-fn floats(out: &mut dyn Write, weight: &Weight<'_>, dtype: Dtype) -> io::Result<()> {
-    for_rows(weight, BLOCK, |block| match dtype {
+fn floats(
+    out: &mut dyn Write,
+    file: &TensorFile,
+    weight: &Weight<'_>,
+    dtype: Dtype,
+) -> io::Result<()> {
+    for_rows(file, weight, BLOCK, |block| match dtype {
         Dtype::Bf16 => {
             let narrow: Vec<bf16> = block.iter().map(|&x| bf16::from_f32(x)).collect();
             out.write_all(bytemuck::cast_slice(&narrow))
@@ -232,24 +233,41 @@ fn floats(out: &mut dyn Write, weight: &Weight<'_>, dtype: Dtype) -> io::Result<
     })
 }
 
-/// Hands over `width` values at a time (fewer at the end), as f32.
+/// Hands over `width` values at a time (fewer at the end) as f32, and gives back the pages that were read.
 fn for_rows(
+    file: &TensorFile,
     weight: &Weight<'_>,
     width: usize,
     mut each: impl FnMut(&[f32]) -> io::Result<()>,
 ) -> io::Result<()> {
-    use crate::backend::weight::WeightData;
     let width = width.max(1);
+    let mut read = 0;
+    let each = |block: &[f32]| {
+        read += block.len();
+        if read >= RELEASE {
+            read = 0;
+            file.release();
+        }
+        each(block)
+    };
     match &weight.data {
-        WeightData::F32(v) => v.chunks(width).try_for_each(each),
-        WeightData::Bf16(v) => v.chunks(width).try_for_each(|block| {
-            let wide: Vec<f32> = block.iter().map(|x| x.to_f32()).collect();
-            each(&wide)
-        }),
-        WeightData::F16(v) => v.chunks(width).try_for_each(|block| {
-            let wide: Vec<f32> = block.iter().map(|x| x.to_f32()).collect();
-            each(&wide)
-        }),
+        WeightData::F32(values) => values.chunks(width).try_for_each(each),
+        WeightData::Bf16(values) => widened(values, width, |x| x.to_f32(), each),
+        WeightData::F16(values) => widened(values, width, |x| x.to_f32(), each),
         WeightData::I8 { .. } => weight.to_f32().chunks(width).try_for_each(each),
-    }
+    }?;
+    file.release();
+    Ok(())
+}
+
+fn widened<T: Copy>(
+    values: &[T],
+    width: usize,
+    widen: impl Fn(T) -> f32,
+    mut each: impl FnMut(&[f32]) -> io::Result<()>,
+) -> io::Result<()> {
+    values.chunks(width).try_for_each(|block| {
+        let wide: Vec<f32> = block.iter().map(|&x| widen(x)).collect();
+        each(&wide)
+    })
 }

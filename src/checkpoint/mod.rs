@@ -17,7 +17,7 @@ mod error;
 mod graphs;
 #[cfg(test)]
 mod homes;
-mod names;
+pub mod names;
 mod official;
 pub mod onnx;
 mod options;

@@ -15,7 +15,7 @@ use super::tensors::{Dtype, Entry, TensorFile};
 ///
 /// # Errors
 /// When it is not a complete ONNX model, two weights claim one name, or `describe` fails.
-pub(super) fn read<C>(
+pub fn read<C>(
     name: &str,
     bytes: Bytes,
     describe: impl FnOnce(&Graph<'_>, &BTreeMap<String, Entry>) -> Result<C, Fault>,
