@@ -1,44 +1,69 @@
-//! Convolutions over the rows of each sequence.
+//! Convolutions over the rows of each sequence, as products over shifted rows.
+//!
+//! Rows are channels last, so the `k` rows that an output reads lie side by side: with dilation 1 a convolution is a product whose input rows
+//! overlap, and with dilation it is a sum of `k` products. Nothing is unfolded. Where there is padding or an activation before, the input is
+//! copied once, padded and activated, into the backend's scratch buffer.
 
 use super::exact::ExactConv;
-use super::reference::{conv as reference, dense};
-use super::{Activation, Cpu, Store, check_shape};
-use crate::backend::{Act, Conv, ConvGeom, Epilogue, Result, Weight};
+use super::gemm::{self, Input, Output, Panels, Row, Span, WIDTH, Weights};
+use super::reference::conv::source_row;
+use super::{Activation, Buffer, Cpu, Store, WeightPrecision, check_shape, rows};
+use crate::backend::{Act, Conv, ConvGeom, Epilogue, Padding, Result, Weight};
 use crate::tensor::{Segments, Tensor};
+
+/// How a convolution's weights are kept.
+enum Kernel {
+    /// Panels `[Co / groups, k · Ci / groups]` and bias of each group.
+    Products(Vec<(Panels, Vec<f32>)>),
+    /// One channel per group: `[k, C]` and bias `[C]`.
+    Depthwise(Vec<f32>, Vec<f32>),
+    /// Sums in f64.
+    Exact(ExactConv),
+}
 
 /// A packed convolution.
 pub struct CpuConv1d {
-    /// `[Co, Ci / groups, k]`
-    w: Vec<f32>,
-    bias: Option<Vec<f32>>,
+    kernel: Kernel,
     ci: usize,
     co: usize,
-    kernel: usize,
-    groups: usize,
-    /// In place of `w`, for sums in f64.
-    exact: Option<ExactConv>,
+    taps: usize,
 }
 
-/// A packed transposed convolution.
+/// A packed transposed convolution: one convolution per phase of the output, `[Co, taps · Ci]` each.
 pub struct CpuConvT1d {
-    /// `[Ci, Co, k]`
-    w: Vec<f32>,
-    bias: Option<Vec<f32>>,
+    phases: Vec<Phase>,
+    bias: Vec<f32>,
     ci: usize,
     co: usize,
-    kernel: usize,
+    taps: usize,
     stride: usize,
     padding: usize,
 }
 
-/// The input with `pre` applied, where there is one.
-fn prepare(op: &str, x: &Tensor<Cpu>, pre: Option<Act<'_, Cpu>>) -> Vec<f32> {
-    let mut x_pre = x.data().to_vec();
-    if let Some(pre) = pre {
-        let act = Activation::from(pre).check(op, x.cols());
-        dense::activate(act, &mut x_pre, x.cols());
-    }
-    x_pre
+/// The taps that reach the output rows `phase + stride · m`.
+struct Phase {
+    panels: Panels,
+    taps: usize,
+    /// Input row of the last tap, relative to `m`.
+    last: usize,
+}
+
+/// Bias of `panels` panels, zeros where there is none.
+fn padded_bias(bias: &[f32], panels: usize) -> Vec<f32> {
+    let mut padded = vec![0.0; panels * WIDTH];
+    padded[..bias.len()].copy_from_slice(bias);
+    padded
+}
+
+/// The bias as f32, zeros where there is none.
+fn bias_or_zeros(op: &str, bias: Option<&Weight<'_>>, co: usize) -> Vec<f32> {
+    let bias = bias.map_or_else(|| vec![0.0; co], |b| b.to_f32().into_owned());
+    assert!(
+        bias.len() == co,
+        "{op}: {} biases for {co} channels",
+        bias.len()
+    );
+    bias
 }
 
 impl Conv for Cpu {
@@ -52,29 +77,47 @@ impl Conv for Cpu {
         groups: usize,
     ) -> Result<CpuConv1d> {
         check_shape!("pack_conv1d", w.shape.len(), 3);
+        let (co, cig, taps) = (w.shape[0], w.shape[1], w.shape[2]);
+        check_shape!("pack_conv1d", co % groups, 0);
+        let bias = bias_or_zeros("pack_conv1d", bias, co);
+        let values = w.to_f32();
+        let kernel = if groups > 1 && cig == 1 && co == groups {
+            let w = (0..taps * co).map(|i| values[i % co * taps + i / co]);
+            Kernel::Depthwise(w.collect(), bias)
+        } else {
+            let cog = co / groups;
+            let count = cog.div_ceil(WIDTH);
+            let group = |g: usize| {
+                let panels = Panels::pack(count, taps * cig, WeightPrecision::F32, |c, row| {
+                    (c < cog).then(|| {
+                        let w = &values[(g * cog + c) * cig * taps..][..cig * taps];
+                        for (i, v) in row.iter_mut().enumerate() {
+                            *v = w[i % cig * taps + i / cig];
+                        }
+                        Row::Values
+                    })
+                })?;
+                Ok((panels, padded_bias(&bias[g * cog..(g + 1) * cog], count)))
+            };
+            Kernel::Products((0..groups).map(group).collect::<Result<_>>()?)
+        };
         Ok(CpuConv1d {
-            w: w.to_f32().into_owned(),
-            bias: bias.map(|b| b.to_f32().into_owned()),
-            ci: w.shape[1] * groups,
-            co: w.shape[0],
-            kernel: w.shape[2],
-            groups,
-            exact: None,
+            kernel,
+            ci: cig * groups,
+            co,
+            taps,
         })
     }
 
     fn pack_conv1d_exact(&self, w: &Weight<'_>, bias: Option<&Weight<'_>>) -> Result<CpuConv1d> {
         check_shape!("pack_conv1d_exact", w.shape.len(), 3);
+        let (co, ci, taps) = (w.shape[0], w.shape[1], w.shape[2]);
         let bias = bias.map(|b| b.to_f32().into_owned());
-        let (co, ci, kernel) = (w.shape[0], w.shape[1], w.shape[2]);
         Ok(CpuConv1d {
-            w: Vec::new(),
-            exact: Some(ExactConv::new(&w.to_f32(), co, ci, bias.as_deref())),
-            bias,
+            kernel: Kernel::Exact(ExactConv::new(&w.to_f32(), co, ci, bias.as_deref())),
             ci,
             co,
-            kernel,
-            groups: 1,
+            taps,
         })
     }
 
@@ -86,12 +129,34 @@ impl Conv for Cpu {
         padding: usize,
     ) -> Result<CpuConvT1d> {
         check_shape!("pack_conv_transpose1d", w.shape.len(), 3);
+        let (ci, co, taps) = (w.shape[0], w.shape[1], w.shape[2]);
+        let values = w.to_f32();
+        let count = co.div_ceil(WIDTH);
+        let phase = |phase: usize| {
+            // Input row r reaches output row r · stride + t − padding: the taps of a phase are `first + stride · j`, and tap j reads row `last − j`.
+            let (first, last) = ((phase + padding) % stride, (phase + padding) / stride);
+            let reach = taps.saturating_sub(first).div_ceil(stride);
+            let panels = Panels::pack(count, reach * ci, WeightPrecision::F32, |c, row| {
+                (c < co).then(|| {
+                    for (i, v) in row.iter_mut().enumerate() {
+                        let t = first + stride * (reach - 1 - i / ci);
+                        *v = values[(i % ci * co + c) * taps + t];
+                    }
+                    Row::Values
+                })
+            })?;
+            Ok(Phase {
+                panels,
+                taps: reach,
+                last,
+            })
+        };
         Ok(CpuConvT1d {
-            w: w.to_f32().into_owned(),
-            bias: bias.map(|b| b.to_f32().into_owned()),
-            ci: w.shape[0],
-            co: w.shape[1],
-            kernel: w.shape[2],
+            phases: (0..stride).map(phase).collect::<Result<_>>()?,
+            bias: padded_bias(&bias_or_zeros("pack_conv_transpose1d", bias, co), count),
+            ci,
+            co,
+            taps,
             stride,
             padding,
         })
@@ -110,29 +175,45 @@ impl Conv for Cpu {
     ) -> Result<()> {
         check_shape!("conv1d", x.shape(), (segments.total(), w.ci));
         check_shape!("conv1d", out.shape(), (out_segments.total(), w.co));
-        let store = Store::new("conv1d", ep, out.shape());
-        let x = prepare("conv1d", x, pre);
-        let mut y = vec![0.0; out.rows() * w.co];
-        for b in 0..segments.count() {
-            let (from, to) = (segments.range(b), out_segments.range(b));
-            check_shape!("conv1d", to.len(), geom.output_rows(from.len(), w.kernel));
-            let x = &x[from.start * w.ci..from.end * w.ci];
-            if let Some(exact) = &w.exact {
-                exact.run(x, &geom, &mut y[to.start * w.co..to.end * w.co]);
-                continue;
-            }
-            reference::conv1d(
-                x,
-                w.ci,
-                &w.w,
-                w.co,
-                w.groups,
-                w.bias.as_deref(),
-                &geom,
-                &mut y[to.start * w.co..to.end * w.co],
-            );
+        check_shape!("conv1d", matches!(ep, Epilogue::SiluMul), false);
+        let pairs = || segments.lengths().zip(out_segments.lengths());
+        for (from, to) in pairs() {
+            check_shape!("conv1d", to, geom.output_rows(from, w.taps));
         }
-        dense::store(&y, w.co, store, out.data_mut());
+        let store = Store::new("conv1d", ep, out.shape());
+        let pre = pre.map(|a| Activation::from(a).check("conv1d", w.ci));
+        let plain = pre.is_none() && geom.left == 0 && geom.right == 0;
+        let mut scratch = self.scratch();
+        let values = if plain {
+            x.data()
+        } else {
+            self.pad(x, segments, &geom, pre, &mut scratch.padded)?
+        };
+        let pad = geom.left + geom.right;
+        let spans: Vec<Span> = (0..segments.count())
+            .map(|b| Span {
+                input: (segments.range(b).start + b * pad) * w.ci,
+                rows: out_segments.length(b),
+                out: out_segments.range(b).start,
+            })
+            .collect();
+        match &w.kernel {
+            Kernel::Products(groups) => {
+                self.products(values, &spans, groups, w, &geom, store, out.data_mut());
+            }
+            Kernel::Depthwise(taps, bias) => {
+                self.depthwise(values, &spans, (taps, bias), &geom, store, out.data_mut());
+            }
+            Kernel::Exact(exact) => {
+                let mut y = vec![0.0; out.rows() * w.co];
+                for (span, to) in spans.iter().zip((0..).map(|b| out_segments.range(b))) {
+                    let x = &values[span.input..];
+                    let y = &mut y[to.start * w.co..to.end * w.co];
+                    exact.run(&self.pool, self.isa, x, (geom.stride, geom.dilation), y);
+                }
+                rows::store(self.isa, &y, w.co, store, 0, out.data_mut());
+            }
+        }
         Ok(())
     }
 
@@ -152,28 +233,158 @@ impl Conv for Cpu {
             out.shape(),
             (out_segments.total(), w.co)
         );
-        let store = Store::new("conv_transpose1d", ep, out.shape());
-        let x = prepare("conv_transpose1d", x, pre);
-        let mut y = vec![0.0; out.rows() * w.co];
-        for b in 0..segments.count() {
-            let (from, to) = (segments.range(b), out_segments.range(b));
-            let expected = match from.len() {
+        check_shape!("conv_transpose1d", matches!(ep, Epilogue::SiluMul), false);
+        for (from, to) in segments.lengths().zip(out_segments.lengths()) {
+            let expected = match from {
                 0 => 0,
-                rows => ((rows - 1) * w.stride + w.kernel).saturating_sub(2 * w.padding),
+                rows => ((rows - 1) * w.stride + w.taps).saturating_sub(2 * w.padding),
             };
-            check_shape!("conv_transpose1d", to.len(), expected);
-            reference::conv_transpose1d(
-                &x[from.start * w.ci..from.end * w.ci],
-                w.ci,
-                &w.w,
-                w.co,
-                w.bias.as_deref(),
-                w.stride,
-                w.padding,
-                &mut y[to.start * w.co..to.end * w.co],
+            check_shape!("conv_transpose1d", to, expected);
+        }
+        let store = Store::new("conv_transpose1d", ep, out.shape());
+        let pre = pre.map(|a| Activation::from(a).check("conv_transpose1d", w.ci));
+        let geom = ConvGeom {
+            stride: 1,
+            dilation: 1,
+            left: w.taps.div_ceil(w.stride) - 1,
+            right: w.taps / w.stride + 1,
+            padding: Padding::Zero,
+        };
+        let mut scratch = self.scratch();
+        let values = self.pad(x, segments, &geom, pre, &mut scratch.padded)?;
+        for (phase, part) in w.phases.iter().enumerate() {
+            let spans: Vec<Span> = (0..segments.count())
+                .map(|b| {
+                    let first = segments.range(b).start + b * (geom.left + geom.right);
+                    Span {
+                        input: (first + geom.left + part.last + 1).saturating_sub(part.taps) * w.ci,
+                        rows: (out_segments.length(b).saturating_sub(phase)).div_ceil(w.stride),
+                        out: out_segments.range(b).start + phase,
+                    }
+                })
+                .collect();
+            let input = Input {
+                values,
+                row_stride: w.ci,
+                taps: 1,
+                tap_stride: 0,
+                depth: part.taps * w.ci,
+            };
+            let weights = Weights {
+                panels: &part.panels,
+                bias: &w.bias,
+            };
+            let output = Output {
+                values: out.data_mut(),
+                stride: w.co,
+                row_step: w.stride,
+                first_column: 0,
+                columns: w.co,
+            };
+            gemm::run(
+                (&self.pool, self.isa),
+                input,
+                &spans,
+                weights,
+                store,
+                output,
             );
         }
-        dense::store(&y, w.co, store, out.data_mut());
         Ok(())
+    }
+}
+
+impl Cpu {
+    /// Copies every sequence into `buffer` with its padding, the activation applied.
+    fn pad<'b>(
+        &self,
+        x: &Tensor<Self>,
+        segments: &Segments<Self>,
+        geom: &ConvGeom,
+        pre: Option<Activation<'_>>,
+        buffer: &'b mut Buffer,
+    ) -> Result<&'b [f32]> {
+        let (c, pad) = (x.cols(), geom.left + geom.right);
+        let n = (segments.total() + segments.count() * pad) * c;
+        buffer.grow(n)?;
+        let padded = &mut buffer.as_mut_slice()[..n];
+        for b in 0..segments.count() {
+            let range = segments.range(b);
+            let to = &mut padded[(range.start + b * pad) * c..(range.end + (b + 1) * pad) * c];
+            self.pool.rows(to, c, |first, block| {
+                for (i, row) in block.chunks_exact_mut(c).enumerate() {
+                    let source = if range.is_empty() {
+                        None
+                    } else {
+                        source_row(first + i, range.len(), geom)
+                    };
+                    match source {
+                        Some(source) => row.copy_from_slice(x.row(range.start + source)),
+                        None => row.fill(0.0),
+                    }
+                }
+                if let Some(pre) = pre {
+                    rows::activate(self.isa, pre, block, c);
+                }
+            });
+        }
+        Ok(padded)
+    }
+
+    /// All groups of a convolution over padded rows.
+    #[allow(clippy::too_many_arguments)]
+    fn products(
+        &self,
+        values: &[f32],
+        spans: &[Span],
+        groups: &[(Panels, Vec<f32>)],
+        w: &CpuConv1d,
+        geom: &ConvGeom,
+        store: Store<'_>,
+        out: &mut [f32],
+    ) {
+        let (cig, cog) = (w.ci / groups.len(), w.co / groups.len());
+        let merged = geom.dilation == 1 && groups.len() == 1;
+        for (g, (panels, bias)) in groups.iter().enumerate() {
+            let input = Input {
+                values: &values[g * cig..],
+                row_stride: geom.stride * w.ci,
+                taps: if merged { 1 } else { w.taps },
+                tap_stride: geom.dilation * w.ci,
+                depth: if merged { w.taps * cig } else { cig },
+            };
+            let output = Output {
+                values: out,
+                stride: w.co,
+                row_step: 1,
+                first_column: g * cog,
+                columns: cog,
+            };
+            let weights = Weights { panels, bias };
+            gemm::run((&self.pool, self.isa), input, spans, weights, store, output);
+        }
+    }
+
+    /// A convolution of every channel by itself.
+    fn depthwise(
+        &self,
+        values: &[f32],
+        spans: &[Span],
+        (w, bias): (&[f32], &[f32]),
+        geom: &ConvGeom,
+        store: Store<'_>,
+        out: &mut [f32],
+    ) {
+        let c = bias.len();
+        for span in spans {
+            let to = &mut out[span.out * c..(span.out + span.rows) * c];
+            self.pool.rows(to, c, |first, block| {
+                let x = &values[span.input + first * geom.stride * c..];
+                let steps = (geom.stride * c, geom.dilation * c);
+                let mut y = vec![0.0; block.len()];
+                rows::depthwise(self.isa, x, w, bias, steps, &mut y);
+                rows::store(self.isa, &y, c, store, (span.out + first) * c, block);
+            });
+        }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! In: `x [T, Ci]`. Out: `[T', Co]`, without epilogue. See [`Conv::pack_conv1d_exact`](crate::backend::Conv::pack_conv1d_exact).
 
-use super::reference::conv::source_row;
-use crate::backend::ConvGeom;
+use super::Isa;
+use super::isa::per_isa;
+use super::pool::Pool;
 
 /// Output rows computed together: a weight is widened once for all of them.
 const ROWS: usize = 4;
@@ -48,61 +49,66 @@ impl ExactConv {
         }
     }
 
-    /// One sequence.
-    pub(super) fn run(&self, x: &[f32], geom: &ConvGeom, out: &mut [f32]) {
+    /// One sequence, its padding already around it: output row `i` reads rows `i · stride + t · dilation`.
+    pub(super) fn run(
+        &self,
+        pool: &Pool,
+        isa: Isa,
+        x: &[f32],
+        (stride, dilation): (usize, usize),
+        out: &mut [f32],
+    ) {
         let (ci, co) = (self.ci, self.co);
-        let rows = x.len() / ci;
-        let zeros = vec![0.0; ci];
         let panel = self.w.len() / self.bias.len() * WIDTH;
-        for (block, out) in out.chunks_mut(ROWS * co).enumerate() {
-            let n = out.len() / co;
-            for (p, (w, bias)) in self
-                .w
-                .chunks_exact(panel)
-                .zip(self.bias.chunks_exact(WIDTH))
-                .enumerate()
-            {
-                let mut sums = [[0.0f64; WIDTH]; ROWS];
-                sums.fill(std::array::from_fn(|j| f64::from(bias[j])));
-                for (t, w) in w.chunks_exact(ci * WIDTH).enumerate() {
-                    let x = std::array::from_fn(|r| {
+        pool.rows(out, co, |first, block| {
+            for (i, out) in block.chunks_mut(ROWS * co).enumerate() {
+                let (first, n) = (first + i * ROWS, out.len() / co);
+                let weights = self.w.chunks_exact(panel);
+                for (p, (w, bias)) in weights.zip(self.bias.chunks_exact(WIDTH)).enumerate() {
+                    let mut sums = [[0.0f64; WIDTH]; ROWS];
+                    sums.fill(std::array::from_fn(|j| f64::from(bias[j])));
+                    for (t, w) in w.chunks_exact(ci * WIDTH).enumerate() {
                         // Rows past the last repeat it; they are not stored.
-                        let i = block * ROWS + r.min(n - 1);
-                        let row = source_row(i * geom.stride + t * geom.dilation, rows, geom);
-                        row.map_or(zeros.as_slice(), |row| &x[row * ci..(row + 1) * ci])
-                    });
-                    multiply(x, w, &mut sums);
-                }
-                let columns = p * WIDTH..co.min((p + 1) * WIDTH);
-                for (sums, out) in sums.iter().zip(out.chunks_exact_mut(co)) {
-                    for (out, sum) in out[columns.clone()].iter_mut().zip(sums) {
-                        *out = *sum as f32;
+                        let x = std::array::from_fn(|r| {
+                            let row = (first + r.min(n - 1)) * stride + t * dilation;
+                            &x[row * ci..(row + 1) * ci]
+                        });
+                        multiply(isa, x, w, &mut sums);
+                    }
+                    let columns = p * WIDTH..co.min((p + 1) * WIDTH);
+                    for (sums, out) in sums.iter().zip(out.chunks_exact_mut(co)) {
+                        for (out, sum) in out[columns.clone()].iter_mut().zip(sums) {
+                            *out = *sum as f32;
+                        }
                     }
                 }
             }
-        }
+        });
     }
 }
 
-/// `sums[r] += Σ x[r][c] · w[c]`
-#[inline]
-fn multiply(x: [&[f32]; ROWS], w: &[f32], sums: &mut [[f64; WIDTH]; ROWS]) {
-    let mut local = *sums;
-    for (c, w) in w.chunks_exact(WIDTH).enumerate() {
-        for (x, sums) in x.iter().zip(&mut local) {
-            let x = f64::from(x[c]);
-            for (sum, &w) in sums.iter_mut().zip(w) {
-                *sum += x * f64::from(w);
+per_isa! {
+    /// `sums[r] += Σ x[r][c] · w[c]`; the products are exact in f64, so fusing them with the addition changes nothing.
+    fn multiply<FMA>(x: [&[f32]; ROWS], w: &[f32], sums: &mut [[f64; WIDTH]; ROWS]) {
+        let mut local = *sums;
+        for (c, w) in w.as_chunks::<WIDTH>().0.iter().enumerate() {
+            for r in 0..ROWS {
+                let x = f64::from(x[r][c]);
+                for j in 0..WIDTH {
+                    let w = f64::from(w[j]);
+                    local[r][j] = if FMA { x.mul_add(w, local[r][j]) } else { x * w + local[r][j] };
+                }
             }
         }
+        *sums = local;
     }
-    *sums = local;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::reference::conv::conv1d;
+    use crate::backend::ConvGeom;
+    use crate::cpu::reference::conv::{conv1d, source_row};
 
     #[test]
     fn agrees_with_the_plain_loops() {
@@ -129,7 +135,15 @@ mod tests {
             let mut expected = vec![0.0; geom.output_rows(rows, kernel) * co];
             conv1d(&x, ci, &w, co, 1, Some(&bias), &geom, &mut expected);
             let mut actual = vec![f32::NAN; expected.len()];
-            ExactConv::new(&w, co, ci, Some(&bias)).run(&x, &geom, &mut actual);
+            let padded: Vec<f32> = (0..geom.left + rows + geom.right)
+                .flat_map(|p| match source_row(p, rows, &geom) {
+                    Some(row) => x[row * ci..(row + 1) * ci].to_vec(),
+                    None => vec![0.0; ci],
+                })
+                .collect();
+            let conv = ExactConv::new(&w, co, ci, Some(&bias));
+            let steps = (geom.stride, geom.dilation);
+            conv.run(&Pool::new(2), Isa::detect(), &padded, steps, &mut actual);
             for (a, e) in actual.iter().zip(&expected) {
                 assert!((a - e).abs() <= 1e-6 * e.abs().max(1.0), "{a} {e}");
             }

@@ -34,10 +34,11 @@ pub use memory::CpuEmbedding;
 pub use peaks::Peaks;
 pub use prompt::CpuConv2d;
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::backend::{Backend, BackendError, Result};
 use crate::tensor::{Ids, Tensor};
+use attention::Rotary;
 use pool::Pool;
 
 /// In what precision the weights of linear layers are kept. Products accumulate in f32 always.
@@ -75,8 +76,15 @@ pub struct Cpu {
     options: CpuOptions,
     isa: Isa,
     pool: Pool,
-    /// Prepared input of the convolution under way.
-    scratch: Mutex<Buffer>,
+    scratch: Mutex<Scratch>,
+    rotary: Mutex<Rotary>,
+}
+
+/// Intermediate values of the op under way; they grow once.
+#[derive(Default)]
+struct Scratch {
+    padded: Buffer,
+    product: Buffer,
 }
 
 impl Cpu {
@@ -104,7 +112,18 @@ impl Cpu {
             isa,
             pool,
             scratch: Mutex::default(),
+            rotary: Mutex::default(),
         }
+    }
+
+    /// The scratch buffers, for one op at a time.
+    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The rotary table.
+    fn rotary(&self) -> MutexGuard<'_, Rotary> {
+        self.rotary.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Instruction set of the fast paths.

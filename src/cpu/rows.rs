@@ -1,9 +1,9 @@
 //! Loops over the values of rows, compiled for each instruction set: activations and norms.
 
-use super::Activation;
 use super::epilogue::for_each_activation;
 use super::isa::per_isa;
 use super::math::{activation, fma};
+use super::{Activation, Isa, Store};
 
 /// Partial sums kept side by side: their number fixes the order of additions.
 const LANES: usize = 16;
@@ -77,5 +77,39 @@ per_isa! {
                 *o = scale * fma::<FMA>((x - mean) * r, w, b);
             }
         }
+    }
+}
+
+per_isa! {
+    /// `out[i][c] = bias[c] + Σ_t w[t][c] · x[i · row_step + t · tap_step + c]`: `w [k, C]`, steps in values.
+    pub(crate) fn depthwise<FMA>(x: &[f32], w: &[f32], bias: &[f32], steps: (usize, usize), out: &mut [f32]) {
+        let c = bias.len();
+        for (i, out) in out.chunks_exact_mut(c).enumerate() {
+            out.copy_from_slice(bias);
+            for (t, w) in w.chunks_exact(c).enumerate() {
+                let x = &x[i * steps.0 + t * steps.1..][..c];
+                for ((o, &x), &w) in out.iter_mut().zip(x).zip(w) {
+                    *o = fma::<FMA>(x, w, *o);
+                }
+            }
+        }
+    }
+}
+
+/// Stores `y [N, C]` in `out [N, C]` as the epilogue says; `first` is the place of `out` in the whole output, for the addend.
+pub(crate) fn store(isa: Isa, y: &[f32], c: usize, ep: Store<'_>, first: usize, out: &mut [f32]) {
+    match ep {
+        Store::Set | Store::SiluMul => out.copy_from_slice(y),
+        Store::Act(act) => {
+            out.copy_from_slice(y);
+            activate(isa, act, out, c);
+        }
+        Store::Add(r) => {
+            for ((o, y), r) in out.iter_mut().zip(y).zip(&r[first..]) {
+                *o = y + r;
+            }
+        }
+        Store::Accumulate => out.iter_mut().zip(y).for_each(|(o, y)| *o += y),
+        Store::AccumulateScaled(s) => out.iter_mut().zip(y).for_each(|(o, y)| *o += s * y),
     }
 }

@@ -1,7 +1,10 @@
 //! Every backend op against its reference, and those without weights against the official code's tensors.
 
+mod attention;
 mod cases;
+mod conv;
 mod dense;
+mod norm;
 mod recorded;
 
 use cosyvoice::backend::Memory;

@@ -18,13 +18,13 @@ use super::pool::{Pool, SharedMut};
 use panels::Values;
 
 /// Rows of an output block: its accumulators stay in the first-level cache.
-const BLOCK_ROWS: usize = 96;
+pub(crate) const BLOCK_ROWS: usize = 96;
 /// Depth of a block: 16 KiB of an f32 panel.
 const BLOCK_K: usize = 256;
 /// Values of input that a block of rows may span, so that it stays in the second-level cache.
 const BLOCK_VALUES: usize = 48 * 1024;
 /// Most panels that one kernel call covers.
-const MAX_PANELS: usize = 4;
+pub(crate) const MAX_PANELS: usize = 4;
 /// Chunks of work per thread: enough to even out a thread that is held up.
 const CHUNKS_PER_THREAD: usize = 6;
 
@@ -145,7 +145,7 @@ struct Job<'a> {
 }
 
 /// Accumulators of a block: `[panel][row][16]`.
-type Accumulators = [[[f32; WIDTH]; BLOCK_ROWS]; MAX_PANELS];
+pub(crate) type Accumulators = [[[f32; WIDTH]; BLOCK_ROWS]; MAX_PANELS];
 
 impl Job<'_> {
     /// Panels that belong together: gate and up.
@@ -197,6 +197,9 @@ impl Job<'_> {
         acc: &mut Accumulators,
     ) {
         let k = self.w.panels.k;
+        if k == 0 {
+            acc.as_flattened_mut().as_flattened_mut().fill(0.0);
+        }
         let block_k = if rows <= 6 { usize::MAX } else { BLOCK_K };
         for tap in 0..self.x.taps {
             let mut done = 0;
@@ -238,20 +241,21 @@ fn rows_per_call(rows: usize) -> usize {
     rows.div_ceil(rows.div_ceil(6))
 }
 
-/// One stretch of depth of a block: `acc (+)= a b`.
-struct Call<'a> {
-    a: &'a [f32],
-    row_stride: usize,
-    rows: usize,
-    depth: usize,
-    panel_stride: usize,
-    panels: usize,
+/// One stretch of depth of a block: `acc (+)= a b`, at most [`BLOCK_ROWS`] rows and [`MAX_PANELS`] panels.
+pub(crate) struct Call<'a> {
+    pub(crate) a: &'a [f32],
+    pub(crate) row_stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) depth: usize,
+    pub(crate) panel_stride: usize,
+    pub(crate) panels: usize,
     /// Whether the accumulators start at zero.
-    fresh: bool,
+    pub(crate) fresh: bool,
 }
 
 impl Call<'_> {
-    fn run<W: Element>(&self, isa: Isa, b: &[W], acc: &mut Accumulators) {
+    /// `b` begins at the first panel's row for the first value of `a`.
+    pub(crate) fn run<W: Element>(&self, isa: Isa, b: &[W], acc: &mut Accumulators) {
         match isa.level() {
             Level::Portable => portable::run(self, b, acc),
             #[cfg(target_arch = "x86_64")]

@@ -1,0 +1,196 @@
+//! Attention over the paged cache and inside sequences.
+//!
+//! Both pack keys as `[keys / 16][Dh][16]` and values as `[Dh / 16][keys][16]`, so that scores and weighted sums are products of the kernel that
+//! linear layers use. Scores of a block of queries are kept whole: the softmax is exact, not an online one, and a row's sums run over its keys
+//! from the first to the last, whatever else is in the block.
+
+mod block;
+mod cache;
+mod pages;
+
+pub use cache::KvCache;
+pub(super) use cache::Rotary;
+
+use std::cell::RefCell;
+
+use super::pool::SharedMut;
+use super::{Cpu, check_shape};
+use crate::backend::{Attention, AttnPlan, KvShape, Masks, RelPos, Result};
+use crate::tensor::{Segments, Tensor};
+use block::{Block, Distances};
+use pages::{Packed, Pages};
+
+thread_local! {
+    /// A thread's packed sequence and block of queries.
+    static WORK: RefCell<(Packed, Block)> = RefCell::default();
+}
+
+/// Query rows of a block inside a sequence.
+const BLOCK_QUERIES: usize = 24;
+/// Query rows (positions times heads of a group) of a block over the cache.
+const BLOCK_CACHE_QUERIES: usize = 48;
+
+impl Attention for Cpu {
+    type KvCache = KvCache;
+
+    fn alloc_kv(&self, shape: KvShape) -> Result<KvCache> {
+        KvCache::new(shape)
+    }
+
+    fn rope_store_kv(
+        &self,
+        qkv: &Tensor<Self>,
+        plan: &AttnPlan<Self>,
+        theta: f32,
+        kv: &mut KvCache,
+        layer: usize,
+        q: &mut Tensor<Self>,
+    ) -> Result<()> {
+        let (dh, kv_cols) = (kv.shape.head_dim, kv.shape.kv_heads * kv.shape.head_dim);
+        let q_cols = q.cols();
+        check_shape!(
+            "rope_store_kv",
+            qkv.shape(),
+            (plan.positions.len(), q_cols + 2 * kv_cols)
+        );
+        check_shape!("rope_store_kv", q.rows(), qkv.rows());
+        let mut rotary = self.rotary();
+        rotary.reach(theta, dh, plan.max_context);
+        for row in 0..qkv.rows() {
+            let (cos, sin) = rotary.at(plan.positions.data()[row] as usize);
+            let slot = plan.slots.data()[row] as usize;
+            let (queries, rest) = qkv.row(row).split_at(q_cols);
+            let (keys, values) = rest.split_at(kv_cols);
+            let out = &mut q.data_mut()[row * q_cols..(row + 1) * q_cols];
+            for (from, to) in queries.chunks_exact(dh).zip(out.chunks_exact_mut(dh)) {
+                cache::rotate(from, cos, sin, to);
+            }
+            kv.store(layer, slot, (keys, values), (cos, sin));
+        }
+        Ok(())
+    }
+
+    fn paged_attention(
+        &self,
+        q: &Tensor<Self>,
+        kv: &KvCache,
+        layer: usize,
+        plan: &AttnPlan<Self>,
+        out: &mut Tensor<Self>,
+    ) -> Result<()> {
+        let (dh, kv_heads) = (kv.shape.head_dim, kv.shape.kv_heads);
+        let cols = q.cols();
+        check_shape!("paged_attention", out.shape(), q.shape());
+        check_shape!("paged_attention", q.rows(), plan.positions.len());
+        let group = cols / dh / kv_heads;
+        let per_block = (BLOCK_CACHE_QUERIES / group).max(1);
+        let scale = 1.0 / (dh as f32).sqrt();
+        let tasks: Vec<(usize, std::ops::Range<usize>)> = (0..plan.segments.count())
+            .flat_map(|b| {
+                let rows = plan.segments.range(b);
+                let starts = rows.clone().step_by(per_block);
+                starts.map(move |start| (b, start..(start + per_block).min(rows.end)))
+            })
+            .collect();
+        let out = SharedMut::new(out.data_mut());
+        self.pool.run(tasks.len() * kv_heads, |task| {
+            let (b, rows) = &tasks[task / kv_heads];
+            let head = task % kv_heads;
+            let columns = head * group * dh..(head + 1) * group * dh;
+            let table = &plan.block_table.data()[b * plan.max_pages..(b + 1) * plan.max_pages];
+            WORK.with_borrow_mut(|(_, block)| {
+                block.start(dh);
+                for row in rows.clone() {
+                    let count = plan.positions.data()[row] as usize + 1;
+                    for q in q.row(row)[columns.clone()].chunks_exact(dh) {
+                        block.push(q, None, scale, count);
+                    }
+                }
+                let pages = Pages::cached(kv, layer, head, table);
+                block.attend(self.isa, &pages, None);
+                for (i, row) in rows.clone().enumerate() {
+                    // SAFETY: no two tasks share both a row and a head.
+                    let to = unsafe { out.slice(row * cols + columns.start, group * dh) };
+                    for (g, to) in to.chunks_exact_mut(dh).enumerate() {
+                        block.result(i * group + g, to);
+                    }
+                }
+            });
+        });
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        qkv: &Tensor<Self>,
+        heads: usize,
+        segments: &Segments<Self>,
+        queries: &Segments<Self>,
+        rel: Option<RelPos<'_, Self>>,
+        masks: &Masks<Self>,
+        out: &mut Tensor<Self>,
+    ) -> Result<()> {
+        let d = out.cols();
+        check_shape!("attention", qkv.shape(), (segments.total(), 3 * d));
+        check_shape!("attention", out.rows(), queries.total());
+        check_shape!("attention", queries.count(), segments.count());
+        check_shape!("attention", d % heads, 0);
+        check_shape!("attention", masks.count(), segments.count());
+        if let Some(rel) = &rel {
+            check_shape!("attention", rel.p.shape(), (2 * rel.center + 1, d));
+            assert!(
+                segments.longest() <= rel.center + 1,
+                "attention: {} rows with positions for {}",
+                segments.longest(),
+                rel.center + 1
+            );
+        }
+        let dh = d / heads;
+        let scale = 1.0 / (dh as f32).sqrt();
+        let out = SharedMut::new(out.data_mut());
+        self.pool.run(segments.count() * heads, |task| {
+            let (b, head) = (task / heads, task % heads);
+            let (range, wanted) = (segments.range(b), queries.range(b));
+            let Some(past) = range.len().checked_sub(wanted.len()) else {
+                panic!("attention: {} of {} rows", wanted.len(), range.len());
+            };
+            let at = head * dh;
+            WORK.with_borrow_mut(|(packed, block)| {
+                packed.pack(
+                    (range.len(), dh),
+                    |j| &qkv.row(range.start + j)[d + at..d + at + dh],
+                    |j| &qkv.row(range.start + j)[2 * d + at..2 * d + at + dh],
+                );
+                let biases = rel.as_ref().map(|rel| {
+                    // Distances −(T − 1) to T − 1.
+                    let first = rel.center + 1 - range.len().max(1);
+                    let rows = (2 * range.len()).saturating_sub(1);
+                    packed.pack_positions(rows, dh, |e| &rel.p.row(first + e)[at..at + dh]);
+                    (&rel.u.data()[at..at + dh], &rel.v.data()[at..at + dh])
+                });
+                for start in (past..range.len()).step_by(BLOCK_QUERIES) {
+                    let end = (start + BLOCK_QUERIES).min(range.len());
+                    block.start(dh);
+                    for i in start..end {
+                        let q = &qkv.row(range.start + i)[at..at + dh];
+                        let count = masks.get(b).end(i, range.len());
+                        block.push(q, biases, scale, count);
+                    }
+                    let distances = biases.map(|_| Distances {
+                        positions: packed.positions(),
+                        first_query: start,
+                        last: range.len() - 1,
+                    });
+                    block.attend(self.isa, &packed.pages(), distances);
+                    for i in start..end {
+                        let row = wanted.start + i - past;
+                        // SAFETY: no two tasks share both a row and a head.
+                        let to = unsafe { out.slice(row * d + at, dh) };
+                        block.result(i - start, to);
+                    }
+                }
+            });
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,290 @@
+//! Attention inside sequences and over the paged cache.
+
+use cosyvoice::backend::{Attention, AttnPlan, KvShape, Mask, Masks, Memory, PlanSequence, RelPos};
+use cosyvoice::cpu::reference::attention as reference;
+use cosyvoice::cpu::reference::dense::dot;
+use cosyvoice::cpu::{Cpu, WeightPrecision};
+use cosyvoice::tensor::Segments;
+
+use super::cases::values;
+use super::{F32_BOUND, bits, check, cpu_with, tensor};
+
+const F32: WeightPrecision = WeightPrecision::F32;
+
+/// Self-attention of a batch.
+struct Case {
+    heads: usize,
+    dh: usize,
+    lengths: Vec<usize>,
+    wanted: Vec<usize>,
+    masks: Vec<Mask>,
+    relative: bool,
+}
+
+impl Case {
+    fn center(&self) -> usize {
+        self.lengths.iter().max().unwrap() + 3
+    }
+
+    /// `qkv`, `p`, `u`, `v`
+    fn inputs(&self) -> [Vec<f32>; 4] {
+        let d = self.heads * self.dh;
+        let rows: usize = self.lengths.iter().sum();
+        [
+            values(1, rows * 3 * d),
+            values(2, (2 * self.center() + 1) * d),
+            values(3, d),
+            values(4, d),
+        ]
+    }
+
+    fn expected(&self) -> Vec<f32> {
+        let [qkv, p, u, v] = self.inputs();
+        let (d, dh) = (self.heads * self.dh, self.dh);
+        let mut out = Vec::new();
+        let mut first = 0;
+        for (b, &rows) in self.lengths.iter().enumerate() {
+            for i in rows - self.wanted[b]..rows {
+                for h in 0..self.heads {
+                    let at = |row: usize, part: usize| {
+                        &qkv[((first + row) * 3 + part) * d + h * dh..][..dh]
+                    };
+                    let biased = |bias: &[f32]| -> Vec<f32> {
+                        let bias = &bias[h * dh..(h + 1) * dh];
+                        at(i, 0).iter().zip(bias).map(|(q, b)| q + b).collect()
+                    };
+                    let (q, q_position) = match self.relative {
+                        true => (biased(&u), biased(&v)),
+                        false => (at(i, 0).to_vec(), vec![0.0; dh]),
+                    };
+                    let mut row = vec![0.0; dh];
+                    reference::attend(
+                        &q,
+                        self.masks[b].end(i, rows),
+                        |j| at(j, 1),
+                        |j| at(j, 2),
+                        |j| {
+                            dot(
+                                &q_position,
+                                &p[(self.center() + j - i) * d + h * dh..][..dh],
+                            )
+                        },
+                        &mut row,
+                    );
+                    out.extend(row);
+                }
+            }
+            first += rows;
+        }
+        out
+    }
+
+    fn actual(&self, cpu: &Cpu) -> Vec<f32> {
+        let d = self.heads * self.dh;
+        let [qkv, p, u, v] = self.inputs();
+        let (p, u, v) = (tensor(cpu, d, &p), tensor(cpu, d, &u), tensor(cpu, d, &v));
+        let rel = RelPos {
+            p: &p,
+            u: &u,
+            v: &v,
+            center: self.center(),
+        };
+        let segments = Segments::new(cpu, &self.lengths).unwrap();
+        let queries = Segments::new(cpu, &self.wanted).unwrap();
+        let masks = Masks::new(cpu, &self.masks).unwrap();
+        let mut out = cpu.alloc(queries.total(), d).unwrap();
+        let qkv = tensor(cpu, 3 * d, &qkv);
+        let rel = self.relative.then_some(rel);
+        cpu.attention(&qkv, self.heads, &segments, &queries, rel, &masks, &mut out)
+            .unwrap();
+        out.data().to_vec()
+    }
+}
+
+#[test]
+fn attention_of_every_mask_and_size() {
+    for (heads, dh) in [(1, 4), (2, 16), (3, 10), (2, 64), (1, 80)] {
+        for relative in [false, true] {
+            let case = Case {
+                heads,
+                dh,
+                lengths: vec![1, 2, 17, 23, 24, 25, 70],
+                wanted: vec![1, 1, 17, 5, 24, 25, 49],
+                masks: vec![
+                    Mask::Full,
+                    Mask::Causal,
+                    Mask::Full,
+                    Mask::Chunk(5),
+                    Mask::Causal,
+                    Mask::Chunk(25),
+                    Mask::Chunk(16),
+                ],
+                relative,
+            };
+            let what = format!("attention {heads}x{dh} relative {relative}");
+            check(&what, F32, F32_BOUND, &case.expected(), |cpu| {
+                case.actual(cpu)
+            });
+        }
+    }
+}
+
+#[test]
+fn attention_of_a_sequence_alone_equals_that_in_a_batch() {
+    let cpu = cpu_with(2, F32);
+    let (heads, dh, d) = (2, 16, 32);
+    let lengths = [7, 60, 33];
+    let qkv = values(1, 100 * 3 * d);
+    let run = |first: usize, lengths: &[usize]| {
+        let segments = Segments::new(&cpu, lengths).unwrap();
+        let masks = Masks::uniform(&cpu, Mask::Chunk(8), lengths.len()).unwrap();
+        let mut out = cpu.alloc(segments.total(), d).unwrap();
+        let x = tensor(
+            &cpu,
+            3 * d,
+            &qkv[first * 3 * d..][..segments.total() * 3 * d],
+        );
+        cpu.attention(&x, heads, &segments, &segments, None, &masks, &mut out)
+            .unwrap();
+        assert_eq!(dh * heads, d);
+        out.data().to_vec()
+    };
+    let all = run(0, &lengths);
+    let mut first = 0;
+    for t in lengths {
+        let alone = run(first, &[t]);
+        assert_eq!(bits(&all[first * d..(first + t) * d]), bits(&alone));
+        // A longer sequence does not change what its earlier chunks see.
+        let part = run(first, &[t / 8 * 8]);
+        assert_eq!(bits(&alone[..part.len()]), bits(&part));
+        first += t;
+    }
+}
+
+/// Sequences in a paged cache: positions so far and new ones.
+fn cached(
+    cpu: &Cpu,
+    page_size: usize,
+    heads: usize,
+    kv_heads: usize,
+    dh: usize,
+    steps: &[Vec<(usize, usize)>],
+) -> Vec<Vec<f32>> {
+    let shape = KvShape {
+        layers: 2,
+        pages: 64,
+        page_size,
+        kv_heads,
+        head_dim: dh,
+    };
+    let mut kv = cpu.alloc_kv(shape).unwrap();
+    let mut outputs = Vec::new();
+    for step in steps {
+        // Pages of sequence b: b, b + 8, b + 16, …, so that they are never neighbours.
+        let pages: Vec<Vec<u32>> = (0..step.len() as u32)
+            .map(|b| (0..8).map(|i| 8 * i + b).collect())
+            .collect();
+        let sequences: Vec<PlanSequence<'_>> = step
+            .iter()
+            .zip(&pages)
+            .map(|(&(context, new), pages)| PlanSequence {
+                context,
+                new,
+                pages,
+            })
+            .collect();
+        let plan = AttnPlan::new(cpu, page_size, &sequences).unwrap();
+        let width = (heads + 2 * kv_heads) * dh;
+        // Values depend on sequence and position alone.
+        let qkv: Vec<f32> = step
+            .iter()
+            .enumerate()
+            .flat_map(|(b, &(context, new))| (context..context + new).map(move |p| (b, p)))
+            .flat_map(|(b, p)| values((1000 * b + p) as u64, width))
+            .collect();
+        let rows = qkv.len() / width;
+        let mut q = cpu.alloc(rows, heads * dh).unwrap();
+        let mut out = cpu.alloc(rows, heads * dh).unwrap();
+        cpu.rope_store_kv(&tensor(cpu, width, &qkv), &plan, 1e4, &mut kv, 1, &mut q)
+            .unwrap();
+        cpu.paged_attention(&q, &kv, 1, &plan, &mut out).unwrap();
+        outputs.push(out.data().to_vec());
+    }
+    outputs
+}
+
+/// The last output row of a sequence of `n` positions, by the definition.
+fn expected_row(b: usize, n: usize, heads: usize, kv_heads: usize, dh: usize) -> Vec<f32> {
+    let width = (heads + 2 * kv_heads) * dh;
+    let rows: Vec<Vec<f32>> = (0..n)
+        .map(|p| {
+            let mut row = values((1000 * b + p) as u64, width);
+            let (cos, sin) = reference::rotary(p, 1e4, dh);
+            for head in row[..(heads + kv_heads) * dh].chunks_exact_mut(dh) {
+                reference::rotate(head, &cos, &sin);
+            }
+            row
+        })
+        .collect();
+    (0..heads)
+        .flat_map(|h| {
+            let group = h / (heads / kv_heads);
+            let mut out = vec![0.0; dh];
+            reference::attend(
+                &rows[n - 1][h * dh..(h + 1) * dh],
+                n,
+                |j| &rows[j][(heads + group) * dh..][..dh],
+                |j| &rows[j][(heads + kv_heads + group) * dh..][..dh],
+                |_| 0.0,
+                &mut out,
+            );
+            out
+        })
+        .collect()
+}
+
+#[test]
+fn paged_attention_prefills_and_decodes() {
+    for (page_size, heads, kv_heads, dh) in
+        [(16, 4, 2, 16), (5, 7, 1, 8), (32, 14, 2, 64), (16, 2, 2, 6)]
+    {
+        // Prefill in two parts, then decode; the second sequence joins late.
+        let steps = [
+            vec![(0, 11), (0, 1)],
+            vec![(11, 14), (1, 1)],
+            vec![(25, 1), (2, 30)],
+            vec![(26, 1), (32, 1)],
+        ];
+        let expected: Vec<f32> = [(0, 27), (1, 33)]
+            .iter()
+            .flat_map(|&(b, n)| expected_row(b, n, heads, kv_heads, dh))
+            .collect();
+        let what =
+            format!("paged attention, pages of {page_size}, {heads}/{kv_heads} heads of {dh}");
+        check(&what, F32, F32_BOUND, &expected, |cpu| {
+            cached(cpu, page_size, heads, kv_heads, dh, &steps)
+                .pop()
+                .unwrap()
+        });
+    }
+}
+
+#[test]
+fn chunked_prefill_and_batch_mates_change_nothing() {
+    let cpu = cpu_with(2, F32);
+    let d = 4 * 16;
+    let whole = cached(&cpu, 16, 4, 2, 16, &[vec![(0, 40)]]).pop().unwrap();
+    let parts = cached(
+        &cpu,
+        16,
+        4,
+        2,
+        16,
+        &[vec![(0, 13)], vec![(13, 26)], vec![(39, 1)]],
+    );
+    assert_eq!(bits(&whole), bits(&parts.concat()));
+    let together = cached(&cpu, 16, 4, 2, 16, &[vec![(0, 40), (0, 9), (0, 70)]])
+        .pop()
+        .unwrap();
+    assert_eq!(bits(&whole), bits(&together[..40 * d]));
+}
