@@ -22,8 +22,8 @@ fn tokens(cpu: &Cpu, tokenizer: &SpeechTokenizer, features: &Features, golden: &
         &golden.f32("s3_fsq_pre_round"),
     );
     println!("speech tokens: hidden NMSE {hidden:.1e}, digits max abs {digits:.1e}");
-    assert!(hidden < 1e-9, "{hidden:e}");
-    assert!(digits < 1e-4, "{digits:e}");
+    assert!(hidden <= 1e-7, "{hidden:e}");
+    assert!(digits <= 1e-3, "{digits:e}");
     assert_eq!(tokens, golden.i32("speech_token"));
     let limit = tokenizer.vocabulary() as i32;
     assert!(tokens.iter().all(|&t| (0..limit).contains(&t)));

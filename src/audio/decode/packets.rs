@@ -17,7 +17,7 @@ use crate::audio::{Audio, AudioError};
 const MAX_TAG_BYTES: usize = 1 << 20;
 
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Audio, AudioError> {
-    let source = Box::new(Cursor::new(bytes.to_vec()));
+    let source = Box::new(Cursor::new(bytes));
     let stream = MediaSourceStream::new(source, MediaSourceStreamOptions::default());
     let tags = MetadataOptions::default()
         .limit_tag_bytes(Limit::Maximum(MAX_TAG_BYTES))

@@ -1,4 +1,5 @@
-//! AAC-LC: ADTS frames, or an MP4 file.
+//! AAC-LC: ADTS frames, or an MP4 file. Some countries still know patents on AAC; building without the `aac` feature leaves
+//! both out.
 
 use syom::{EncodeOptions, Encoder};
 
