@@ -1,5 +1,6 @@
 //! The integration tests, one binary: `cargo test --release --test main [room]`.
 
+mod api;
 mod audio;
 mod checkpoint;
 mod hygiene;

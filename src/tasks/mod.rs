@@ -44,6 +44,7 @@ pub(crate) use unwind::catch_panic;
 pub(crate) use voices::hex;
 pub use voices::{Changes, Loaded, NewVoice, VoiceError, VoiceInfo, Voices, is_valid_id};
 pub use webhook::check_url;
+pub(crate) use webhook::{base64, unbase64};
 
 use crate::telemetry::Metrics;
 use live::Open;

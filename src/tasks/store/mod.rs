@@ -19,6 +19,8 @@ use tables::{EXPIRY, FINISHED, GONE, HOOKS, IDEMPOTENCY, IDS, TASKS};
 const WAITING_WRITES: usize = 1024;
 /// Writes that share one commit.
 const WRITES_PER_COMMIT: usize = 256;
+/// How long a start waits for another server to let go of the file.
+const HANDOVER: std::time::Duration = std::time::Duration::from_secs(5);
 /// Pages of the file kept in memory.
 const CACHE_BYTES: usize = 32 << 20;
 
@@ -73,7 +75,7 @@ impl Store {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
-        let database = std::sync::Arc::new(builder.create(path)?);
+        let database = std::sync::Arc::new(create(&builder, path)?);
         let txn = database.begin_write()?;
         tables::create(&txn)?;
         txn.commit()?;
@@ -300,6 +302,21 @@ impl Store {
                 Ok((seq.value(), tables::decode(hook.value())?))
             })
             .collect()
+    }
+}
+
+/// Opens the file; one that a server on its way out still holds is waited for.
+fn create(builder: &redb::Builder, path: &Path) -> Result<Database, StoreError> {
+    let deadline = std::time::Instant::now() + HANDOVER;
+    loop {
+        match builder.create(path) {
+            Err(redb::DatabaseError::DatabaseAlreadyOpen)
+                if std::time::Instant::now() < deadline =>
+            {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            other => return Ok(other?),
+        }
     }
 }
 

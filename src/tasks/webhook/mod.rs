@@ -18,7 +18,7 @@ pub use address::check_url;
 use super::record::{Outcome, View};
 use super::store::Hook;
 use super::{Inner, Timestamp};
-pub(crate) use sign::base64;
+pub(crate) use sign::{base64, unbase64};
 
 /// Attempts before a callback is given up.
 const ATTEMPTS: u32 = 7;

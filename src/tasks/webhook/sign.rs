@@ -22,7 +22,8 @@ pub(crate) fn base64(bytes: &[u8]) -> String {
     out
 }
 
-fn unbase64(text: &str) -> Option<Vec<u8>> {
+/// Undoes [`base64`], with or without padding.
+pub(crate) fn unbase64(text: &str) -> Option<Vec<u8>> {
     let text = text.trim_end_matches('=').as_bytes();
     let mut out = Vec::with_capacity(text.len() * 3 / 4);
     let (mut word, mut bits) = (0u32, 0);
