@@ -3,6 +3,8 @@
 mod api;
 mod audio;
 mod checkpoint;
+mod cli;
+mod engine;
 mod hygiene;
 mod ops;
 mod parity;
