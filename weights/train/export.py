@@ -4,7 +4,7 @@
     export.py --data DATA --ckpt CKPT --out ../tiny
 
 Averaged weights in float16 (the two ONNX files in float32); the named voices are the mean embeddings of their
-speakers. Fails when the folder would be larger than 24 MiB.
+speakers; README.md is the model card. Fails when the folder would be larger than 24 MiB.
 """
 import argparse
 import json
@@ -14,6 +14,7 @@ import string
 import torch
 
 from tinyvoice.bpe import Bpe
+from tinyvoice.card import write_card
 from tinyvoice.config import DIMS
 from tinyvoice.corpus import Corpus
 from tinyvoice.models.flow import Flow
@@ -100,6 +101,7 @@ def main():
     write_qwen(args.out / "CosyVoice-BlankEN", args.data)
     write_wav(args.out / "prompt.wav", Speaker(PROMPT_SPEAKER).say(PROMPT_TEXT, 0))
     (args.out / "prompt.txt").write_text(PROMPT_TEXT + "\n")
+    write_card(args.out / "README.md", args.ckpt, args.data, VOICES, PROMPT_SPEAKER, corpus.seconds())
     size = 0
     for path in sorted(p for p in args.out.rglob("*") if p.is_file()):
         size += path.stat().st_size
