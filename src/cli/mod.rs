@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 mod batch;
+mod bench;
 mod doctor;
 mod model;
 mod output;
@@ -32,6 +33,8 @@ enum Command {
     Batch(batch::Args),
     /// Add, list and remove voices.
     Voices(voices::Args),
+    /// Measure tokens per second and real-time factors, beside the machine's own limits.
+    Bench(bench::Args),
     /// Say what this machine and model offer, and what would be used.
     Doctor(doctor::Args),
 }
@@ -46,6 +49,7 @@ pub fn run() -> ExitCode {
         Command::Synth(args) => synth::run(args),
         Command::Batch(args) => batch::run(args),
         Command::Voices(args) => voices::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
     };
     match result {

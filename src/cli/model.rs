@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use crate::checkpoint::Checkpoint;
+use crate::cpu::WeightPrecision;
 use crate::engine::{Mode, Synthesizer, SynthesizerOptions, Utterance, VoiceChoice};
 
 /// Which model on which device.
@@ -35,6 +36,16 @@ pub(super) enum Weights {
     Int8,
 }
 
+impl From<Weights> for WeightPrecision {
+    fn from(weights: Weights) -> Self {
+        match weights {
+            Weights::F32 => Self::F32,
+            Weights::Bf16 => Self::Bf16,
+            Weights::Int8 => Self::Int8,
+        }
+    }
+}
+
 impl ModelArgs {
     /// Loads the model; `running` is the number of segments that may be synthesised at the same time.
     pub(super) fn open(&self, running: usize, trace: bool) -> anyhow::Result<Synthesizer> {
@@ -42,11 +53,7 @@ impl ModelArgs {
         let options = SynthesizerOptions {
             device: self.device.clone(),
             threads: self.threads,
-            weights: match self.weights {
-                Weights::F32 => crate::cpu::WeightPrecision::F32,
-                Weights::Bf16 => crate::cpu::WeightPrecision::Bf16,
-                Weights::Int8 => crate::cpu::WeightPrecision::Int8,
-            },
+            weights: self.weights.into(),
             voices_dir: self.data.join("voices"),
             max_running: running,
             trace,

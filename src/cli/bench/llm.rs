@@ -1,0 +1,107 @@
+//! The language model: decode steps per batch, and a prefill.
+
+use std::io::Write;
+
+use super::{Bench, median_seconds};
+use crate::backend::{Attention, Result};
+use crate::model::config::LlmConfig;
+use crate::model::llm::{InputToken, Llm, LlmWorkspace, StepSequence};
+use crate::tensor::Trace;
+
+const PAGE_SIZE: usize = 16;
+/// Positions that a decoding sequence looks back on: ten seconds of speech and their text.
+const CONTEXT: usize = 400;
+/// Positions of a prompt.
+const PROMPT: usize = 150;
+/// Decode steps of one timed call.
+const STEPS: usize = 5;
+
+/// Prints a line per case; tokens per second of the first batch size.
+pub(super) fn run(bench: &Bench<'_>, out: &mut impl Write) -> anyhow::Result<f64> {
+    let config = &bench.checkpoint.config().llm;
+    let llm = Llm::load(bench.backend, &bench.checkpoint.llm(), config)?;
+    let weights = parameters_per_token(config);
+    let precision = bench.backend.options().weights;
+    let bytes = weights * bytes_of(precision);
+    let mut first = None;
+    for &batch in &bench.args.batch {
+        let seconds = steps(bench, &llm, batch, CONTEXT, 1, STEPS)? / STEPS as f64;
+        let tokens_per_s = batch as f64 / seconds;
+        let alone = *first.get_or_insert(tokens_per_s);
+        writeln!(
+            out,
+            "llm decode x{batch:<3} {:8.2} ms  {tokens_per_s:7.1} tokens/s ({:.1}x the first)  weights at {:.1} GB/s = {:.0} % of reads, {:.0} % of multiply-adds",
+            seconds * 1e3,
+            tokens_per_s / alone,
+            bytes as f64 / seconds / 1e9,
+            100.0 * bytes as f64 / seconds / bench.peaks.read_bytes_per_s,
+            200.0 * (weights * batch) as f64 / seconds / bench.peaks.f32_flops_per_s,
+        )?;
+    }
+    let seconds = steps(bench, &llm, 1, 0, PROMPT, 1)?;
+    writeln!(
+        out,
+        "llm prefill {PROMPT} {:8.1} ms  {:.0} % of multiply-adds",
+        seconds * 1e3,
+        200.0 * (weights * PROMPT) as f64 / seconds / bench.peaks.f32_flops_per_s,
+    )?;
+    Ok(first.unwrap_or(f64::NAN))
+}
+
+fn bytes_of(precision: crate::cpu::WeightPrecision) -> usize {
+    match precision {
+        crate::cpu::WeightPrecision::F32 => 4,
+        crate::cpu::WeightPrecision::Bf16 => 2,
+        crate::cpu::WeightPrecision::Int8 => 1,
+    }
+}
+
+/// Weights that every token is multiplied with.
+fn parameters_per_token(c: &LlmConfig) -> usize {
+    let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
+    let layer = c.hidden_size * (2 * q + 2 * kv + 3 * c.intermediate_size);
+    c.num_layers * layer + c.hidden_size * c.speech_vocab_size
+}
+
+/// Median seconds of `repeat` steps of `rows` new rows for each of `batch` sequences.
+fn steps(
+    bench: &Bench<'_>,
+    llm: &Llm<crate::cpu::Cpu>,
+    batch: usize,
+    context: usize,
+    rows: usize,
+    repeat: usize,
+) -> Result<f64> {
+    let backend = bench.backend;
+    let pages_each = (context + rows).div_ceil(PAGE_SIZE);
+    let shape = llm.kv_shape(batch * pages_each, PAGE_SIZE);
+    let mut kv = backend.alloc_kv(shape)?;
+    let mut ws = LlmWorkspace::new(backend)?;
+    let pages: Vec<u32> = (0..shape.pages as u32).collect();
+    let vocabulary = llm.config().speech_token_size;
+    let inputs: Vec<InputToken> = (0..rows)
+        .map(|i| InputToken::Speech((i % vocabulary) as i32))
+        .collect();
+    let sequences: Vec<_> = pages
+        .chunks(pages_each)
+        .map(|pages| StepSequence {
+            inputs: &inputs,
+            context,
+            pages,
+            logits: true,
+        })
+        .collect();
+    median_seconds(bench.args.rounds, || {
+        for _ in 0..repeat {
+            llm.step(
+                backend,
+                PAGE_SIZE,
+                &sequences,
+                &mut kv,
+                &mut ws,
+                &Trace::off(),
+            )?;
+        }
+        Ok(())
+    })
+}
