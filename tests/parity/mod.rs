@@ -2,6 +2,7 @@
 
 mod audio;
 mod e2e;
+mod flow;
 mod llm;
 mod speaker;
 mod speech_tokens;

@@ -4,6 +4,7 @@
 
 use super::encoder::mask;
 use super::estimator::{Batch, Estimator, EstimatorWorkspace, Tracer};
+use super::prefix::{Carry, FlowPrefix};
 use crate::backend::{Backend, Mask, Masks, Result};
 use crate::model::config::{CfmConfig, TimeSchedule};
 use crate::tensor::{Segments, Tensor, Trace};
@@ -62,6 +63,12 @@ pub struct FlowState<B: Backend> {
     pub(super) cond: Tensor<B>,
     /// Projected speaker `[1, C]`.
     pub(super) speaker: Tensor<B>,
+    /// Frames that the prefix covers: row 0 of the tensors is this frame.
+    pub(super) first_frame: usize,
+    /// What the next call is to start from.
+    pub(super) given: Option<FlowPrefix<B>>,
+    /// What this call grows.
+    pub(super) prefix: Option<FlowPrefix<B>>,
     pub(super) prompt_frames: usize,
     pub(super) step: usize,
     pub(super) steps: usize,
@@ -79,6 +86,9 @@ impl<B: Backend> FlowState<B> {
             mu: backend.alloc(0, 0)?,
             cond: backend.alloc(0, 0)?,
             speaker: backend.alloc(0, 0)?,
+            first_frame: 0,
+            given: None,
+            prefix: None,
             prompt_frames: 0,
             step: 0,
             steps: 0,
@@ -86,7 +96,20 @@ impl<B: Backend> FlowState<B> {
         })
     }
 
-    /// Mel frames, the prompt's included: the rows that an Euler step costs.
+    /// Has the next call start from what earlier streaming calls of the same utterance (same voice, a beginning of its tokens)
+    /// have left, and leave in turn what it adds. The result is the same as without, bit for bit. A call that is not
+    /// streaming drops the prefix.
+    pub fn set_prefix(&mut self, prefix: FlowPrefix<B>) {
+        self.given = Some(prefix);
+    }
+
+    /// What the finished call leaves for the next, if it was given a prefix to grow.
+    pub fn take_prefix(&mut self) -> Option<FlowPrefix<B>> {
+        // Halfway through a call only some Euler steps have grown.
+        self.prefix.take().filter(|_| self.is_done())
+    }
+
+    /// Mel frames to compute, the prompt's included unless a prefix covers them: the rows that an Euler step costs.
     pub fn frames(&self) -> usize {
         self.x.rows()
     }
@@ -216,14 +239,19 @@ impl<B: Backend> Cfm<B> {
             trace.record_host(&format!("{prefix}.t"), states.len(), 1, t);
             tracer.record(backend, "x", &ws.x)?;
         }
+        let at: Vec<usize> = states.iter().map(|s| s.step).collect();
+        let prefixes = states.iter_mut().map(|s| s.prefix.as_mut()).collect();
+        let (layers, channels) = (self.estimator.layers(), self.estimator.channels());
+        let batch = Batch {
+            segments: &both,
+            masks: &masks,
+            steps: &step_ids,
+            carry: Carry::new(backend, prefixes, &lengths, &at, layers, channels)?,
+        };
         self.estimator.forward(
             backend,
             &ws.input,
-            &Batch {
-                segments: &both,
-                masks: &masks,
-                steps: &step_ids,
-            },
+            batch,
             &mut ws.estimator,
             &mut ws.velocity,
             &tracer,
@@ -233,6 +261,11 @@ impl<B: Backend> Cfm<B> {
             let range = segments.range(b);
             backend.copy_rows(&ws.x, range.start, &mut state.x, 0, range.len())?;
             state.step += 1;
+            if state.is_done()
+                && let Some(prefix) = &mut state.prefix
+            {
+                prefix.commit();
+            }
         }
         Ok(())
     }

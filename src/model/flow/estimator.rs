@@ -6,6 +6,7 @@
 //! tabulated per step when the weights are loaded; sequences at different steps share every launch.
 
 use super::layers::{LayerNorm, conv1d, linear, pointwise};
+use super::prefix::Carry;
 use crate::backend::{Act, Backend, ConvGeom, Epilogue, Masks, Result};
 use crate::checkpoint::Scope;
 use crate::model::config::EstimatorConfig;
@@ -15,6 +16,8 @@ use crate::tensor::{Ids, Segments, Tensor, Trace};
 const EPS: f32 = 1e-5;
 /// Kernel of every convolution but the pointwise ones.
 const KERNEL: usize = 3;
+/// Rows that the longest chain of convolutions between two attention layers looks back at: three in a row.
+pub(super) const HALO: usize = 3 * (KERNEL - 1);
 /// Hidden channels of the time and feed-forward layers, in channels.
 const EXPANSION: usize = 4;
 /// Factor on `t` before its sinusoids.
@@ -22,6 +25,7 @@ const TIME_SCALE: f32 = 1000.0;
 
 /// `CausalBlock1D`: convolution, norm, Mish.
 struct ConvBlock<B: Backend> {
+    channels: usize,
     conv: B::Conv1d,
     norm: LayerNorm<B>,
 }
@@ -37,6 +41,8 @@ struct Resnet<B: Backend> {
 
 /// `BasicTransformerBlock`: self-attention and GELU feed-forward, norm first.
 struct Transformer<B: Backend> {
+    /// Channels of all heads.
+    inner: usize,
     norm1: LayerNorm<B>,
     qkv: B::Linear,
     output: B::Linear,
@@ -57,7 +63,6 @@ struct Stage<B: Backend> {
 pub(super) struct Estimator<B: Backend> {
     channels: usize,
     heads: usize,
-    inner: usize,
     down: Stage<B>,
     down_conv: B::Conv1d,
     mid: Vec<Stage<B>>,
@@ -82,6 +87,9 @@ struct Scratch<B: Backend> {
     attended: Tensor<B>,
     /// Time rows of the sequences `[2B, ·]`.
     time: Tensor<B>,
+    /// Rows with all those before them that attention sees.
+    keys: Tensor<B>,
+    spare: Tensor<B>,
 }
 
 /// Buffers of a forward pass.
@@ -92,6 +100,8 @@ pub(super) struct EstimatorWorkspace<B: Backend> {
     skip: Tensor<B>,
     /// `[2N, 2C]`
     joined: Tensor<B>,
+    /// Rows with those before them that convolutions look back at.
+    halo: Tensor<B>,
     scratch: Scratch<B>,
 }
 
@@ -103,6 +113,7 @@ impl<B: Backend> EstimatorWorkspace<B> {
             next: empty()?,
             skip: empty()?,
             joined: empty()?,
+            halo: empty()?,
             scratch: Scratch {
                 y: empty()?,
                 z: empty()?,
@@ -110,6 +121,8 @@ impl<B: Backend> EstimatorWorkspace<B> {
                 qkv: empty()?,
                 attended: empty()?,
                 time: empty()?,
+                keys: empty()?,
+                spare: empty()?,
             },
         })
     }
@@ -121,6 +134,56 @@ pub(super) struct Batch<'a, B: Backend> {
     pub(super) masks: &'a Masks<B>,
     /// Euler step of each sequence, `[2B]`.
     pub(super) steps: &'a Ids<B>,
+    /// What earlier calls have left, when any sequence has or wants that.
+    pub(super) carry: Option<Carry<'a, B>>,
+}
+
+impl<B: Backend> Batch<'_, B> {
+    /// Rows of convolution inputs.
+    fn halo(&self) -> &Segments<B> {
+        self.carry.as_ref().map_or(self.segments, |c| &c.halo)
+    }
+
+    /// Rows that attention sees.
+    fn keys(&self) -> &Segments<B> {
+        self.carry.as_ref().map_or(self.segments, |c| &c.keys)
+    }
+
+    /// `x [2N, C]` with the rows that convolutions look back at.
+    fn with_halo<'t>(
+        &mut self,
+        backend: &B,
+        x: &'t Tensor<B>,
+        buffer: &'t mut Tensor<B>,
+    ) -> Result<&'t Tensor<B>> {
+        let Some(carry) = &mut self.carry else {
+            return Ok(x);
+        };
+        carry.extend_halo(backend, x, self.segments, buffer)?;
+        Ok(buffer)
+    }
+
+    /// Takes those rows away again.
+    fn without_halo(&self, backend: &B, x: &mut Tensor<B>, spare: &mut Tensor<B>) -> Result<()> {
+        match &self.carry {
+            Some(carry) => carry.drop_halo(backend, self.segments, x, spare),
+            None => Ok(()),
+        }
+    }
+
+    /// `x [2N, C]` with all rows before it.
+    fn with_keys<'t>(
+        &mut self,
+        backend: &B,
+        x: &'t Tensor<B>,
+        buffer: &'t mut Tensor<B>,
+    ) -> Result<&'t Tensor<B>> {
+        let Some(carry) = &mut self.carry else {
+            return Ok(x);
+        };
+        carry.extend_keys(backend, x, self.segments, buffer)?;
+        Ok(buffer)
+    }
 }
 
 /// Where intermediates are recorded: under a prefix, or nowhere.
@@ -168,7 +231,6 @@ impl<B: Backend> Estimator<B> {
         Ok(Self {
             channels: c,
             heads: config.num_heads,
-            inner: config.num_heads * config.attention_head_dim,
             down: stage("down_blocks.0".to_owned(), &downs, config.in_channels)?,
             down_conv: conv1d(backend, &downs.at(2), c, c, KERNEL)?,
             mid: (0..config.num_mid_blocks)
@@ -182,78 +244,88 @@ impl<B: Backend> Estimator<B> {
         })
     }
 
+    /// Attention layers.
+    pub(super) fn layers(&self) -> usize {
+        let stages = [&self.down, &self.up].into_iter().chain(&self.mid);
+        stages.map(|s| s.transformers.len()).sum()
+    }
+
+    /// Hidden channels.
+    pub(super) fn channels(&self) -> usize {
+        self.channels
+    }
+
     /// Velocities `out [2N, C]` for `input [2N, 4C]`.
     pub(super) fn forward(
         &self,
         backend: &B,
         input: &Tensor<B>,
-        batch: &Batch<'_, B>,
+        mut batch: Batch<'_, B>,
         ws: &mut EstimatorWorkspace<B>,
         out: &mut Tensor<B>,
         trace: &Tracer<'_>,
     ) -> Result<()> {
-        self.resize(backend, input.rows(), ws)?;
+        let (c, heads, batch) = (self.channels, self.heads, &mut batch);
         let EstimatorWorkspace {
             x,
             next,
             skip,
             joined,
-            scratch,
+            halo,
+            scratch: s,
         } = ws;
         if trace.trace.is_on() {
-            backend.resize(&mut scratch.time, batch.segments.count(), self.time.cols())?;
-            backend.gather_rows(&self.time, batch.steps, &mut scratch.time)?;
-            trace.record(backend, "time_mlp", &scratch.time)?;
+            backend.resize(&mut s.time, batch.segments.count(), self.time.cols())?;
+            backend.gather_rows(&self.time, batch.steps, &mut s.time)?;
+            trace.record(backend, "time_mlp", &s.time)?;
         }
-        self.down
-            .forward(backend, self.heads, input, batch, scratch, skip, trace)?;
-        conv(backend, &self.down_conv, skip, batch, x)?;
+        let rows = batch.with_halo(backend, input, halo)?;
+        self.down.resnet(backend, rows, batch, s, skip, trace)?;
+        self.down.transform(backend, heads, batch, s, skip, trace)?;
+        // The convolution and the residual block behind it look back as one.
+        let rows = batch.with_halo(backend, skip, halo)?;
+        conv(backend, &self.down_conv, rows, batch.halo(), c, x)?;
         trace.record(backend, "down_blocks.0.2", x)?;
-        for stage in &self.mid {
-            stage.forward(backend, self.heads, x, batch, scratch, next, trace)?;
+        if self.mid.is_empty() {
+            batch.without_halo(backend, x, &mut s.spare)?;
+        }
+        for (i, stage) in self.mid.iter().enumerate() {
+            let rows = match i {
+                0 => &*x,
+                _ => batch.with_halo(backend, x, halo)?,
+            };
+            stage.resnet(backend, rows, batch, s, next, trace)?;
+            stage.transform(backend, heads, batch, s, next, trace)?;
             std::mem::swap(x, next);
         }
+        backend.resize(joined, x.rows(), 2 * c)?;
         backend.concat_cols(&[x, skip], joined)?;
-        self.up
-            .forward(backend, self.heads, joined, batch, scratch, x, trace)?;
-        conv(backend, &self.up_conv, x, batch, next)?;
+        let rows = batch.with_halo(backend, joined, halo)?;
+        self.up.resnet(backend, rows, batch, s, x, trace)?;
+        self.up.transform(backend, heads, batch, s, x, trace)?;
+        let rows = batch.with_halo(backend, x, halo)?;
+        conv(backend, &self.up_conv, rows, batch.halo(), c, next)?;
         trace.record(backend, "up_blocks.0.2", next)?;
         self.final_block
-            .forward(backend, next, batch, &mut scratch.y, x)?;
+            .forward(backend, next, batch.halo(), &mut s.y, x)?;
         trace.record(backend, "final_block", x)?;
+        batch.without_halo(backend, x, &mut s.spare)?;
         backend.linear(x, &self.final_proj, Epilogue::None, out)?;
         trace.record(backend, "final_proj", out)
     }
-
-    fn resize(&self, backend: &B, rows: usize, ws: &mut EstimatorWorkspace<B>) -> Result<()> {
-        let (c, s) = (self.channels, &mut ws.scratch);
-        for (tensor, cols) in [
-            (&mut ws.x, c),
-            (&mut ws.next, c),
-            (&mut ws.skip, c),
-            (&mut ws.joined, 2 * c),
-            (&mut s.y, c),
-            (&mut s.z, c),
-            (&mut s.wide, EXPANSION * c),
-            (&mut s.qkv, 3 * self.inner),
-            (&mut s.attended, self.inner),
-        ] {
-            backend.resize(tensor, rows, cols)?;
-        }
-        Ok(())
-    }
 }
 
-/// A causal convolution that keeps the number of rows.
+/// A causal convolution to `c` channels that keeps the number of rows.
 fn conv<B: Backend>(
     backend: &B,
     w: &B::Conv1d,
     x: &Tensor<B>,
-    batch: &Batch<'_, B>,
+    segments: &Segments<B>,
+    c: usize,
     out: &mut Tensor<B>,
 ) -> Result<()> {
+    backend.resize(out, x.rows(), c)?;
     let geom = ConvGeom::causal(KERNEL, 1);
-    let segments = batch.segments;
     backend.conv1d(x, segments, w, geom, None, Epilogue::None, out, segments)
 }
 
@@ -283,6 +355,7 @@ impl<B: Backend> ConvBlock<B> {
     fn load(backend: &B, scope: &Scope<'_>, input: usize, output: usize) -> Result<Self> {
         let block = scope.at("block");
         Ok(Self {
+            channels: output,
             conv: conv1d(backend, &block.at(0), input, output, KERNEL)?,
             norm: LayerNorm::load(backend, &block.at(2), output, EPS)?,
         })
@@ -293,11 +366,12 @@ impl<B: Backend> ConvBlock<B> {
         &self,
         backend: &B,
         x: &Tensor<B>,
-        batch: &Batch<'_, B>,
+        segments: &Segments<B>,
         convolved: &mut Tensor<B>,
         out: &mut Tensor<B>,
     ) -> Result<()> {
-        conv(backend, &self.conv, x, batch, convolved)?;
+        conv(backend, &self.conv, x, segments, self.channels, convolved)?;
+        backend.resize(out, x.rows(), self.channels)?;
         self.norm
             .forward(backend, convolved, 1.0, Some(Act::Mish), out)
     }
@@ -325,6 +399,7 @@ impl<B: Backend> Resnet<B> {
         })
     }
 
+    /// `x [·, Ci]` with its halo → `out [2N, Co]` without.
     fn forward(
         &self,
         backend: &B,
@@ -333,13 +408,18 @@ impl<B: Backend> Resnet<B> {
         s: &mut Scratch<B>,
         out: &mut Tensor<B>,
     ) -> Result<()> {
-        self.block1.forward(backend, x, batch, &mut s.y, &mut s.z)?;
-        backend.resize(&mut s.time, batch.segments.count(), self.time.cols())?;
+        let segments = batch.halo();
+        self.block1
+            .forward(backend, x, segments, &mut s.y, &mut s.z)?;
+        backend.resize(&mut s.time, segments.count(), self.time.cols())?;
         backend.gather_rows(&self.time, batch.steps, &mut s.time)?;
-        backend.add_segment_rows(&mut s.z, batch.segments, &s.time)?;
-        self.block2.forward(backend, &s.z, batch, &mut s.y, out)?;
+        backend.add_segment_rows(&mut s.z, segments, &s.time)?;
+        self.block2
+            .forward(backend, &s.z, segments, &mut s.y, out)?;
         std::mem::swap(&mut s.z, out);
-        backend.linear(x, &self.residual, Epilogue::Add(&s.z), out)
+        backend.resize(out, s.z.rows(), s.z.cols())?;
+        backend.linear(x, &self.residual, Epilogue::Add(&s.z), out)?;
+        batch.without_halo(backend, out, &mut s.spare)
     }
 }
 
@@ -351,6 +431,7 @@ impl<B: Backend> Transformer<B> {
         let (q, k, v) = (part("to_q"), part("to_k"), part("to_v"));
         let net = scope.at("ff").at("net");
         Ok(Self {
+            inner,
             norm1: LayerNorm::load(backend, &scope.at("norm1"), c, EPS)?,
             qkv: backend.pack_linears(&[(&q, None), (&k, None), (&v, None)])?,
             output: linear(backend, &attn.at("to_out").at(0), inner, c)?,
@@ -365,23 +446,29 @@ impl<B: Backend> Transformer<B> {
         &self,
         backend: &B,
         heads: usize,
-        batch: &Batch<'_, B>,
+        batch: &mut Batch<'_, B>,
         s: &mut Scratch<B>,
         x: &mut Tensor<B>,
     ) -> Result<()> {
-        self.norm1.forward(backend, x, 1.0, None, &mut s.y)?;
+        let (rows, c) = x.shape();
+        let seen = batch.with_keys(backend, x, &mut s.keys)?;
+        backend.resize(&mut s.y, seen.rows(), c)?;
+        backend.resize(&mut s.qkv, seen.rows(), 3 * self.inner)?;
+        backend.resize(&mut s.attended, rows, self.inner)?;
+        self.norm1.forward(backend, seen, 1.0, None, &mut s.y)?;
         backend.linear(&s.y, &self.qkv, Epilogue::None, &mut s.qkv)?;
-        let (segments, masks) = (batch.segments, batch.masks);
         backend.attention(
             &s.qkv,
             heads,
-            segments,
-            segments,
+            batch.keys(),
+            batch.segments,
             None,
-            masks,
+            batch.masks,
             &mut s.attended,
         )?;
         backend.linear(&s.attended, &self.output, Epilogue::Accumulate, x)?;
+        backend.resize(&mut s.y, rows, c)?;
+        backend.resize(&mut s.wide, rows, EXPANSION * c)?;
         self.norm3.forward(backend, x, 1.0, None, &mut s.y)?;
         backend.linear(&s.y, &self.up, Epilogue::Act(Act::Gelu), &mut s.wide)?;
         backend.linear(&s.wide, &self.down, Epilogue::Accumulate, x)
@@ -407,12 +494,10 @@ impl<B: Backend> Stage<B> {
         })
     }
 
-    /// `x [2N, Ci]` → `out [2N, C]`.
-    #[allow(clippy::too_many_arguments)]
-    fn forward(
+    /// The residual block: `x [·, Ci]` with its halo → `out [2N, C]`.
+    fn resnet(
         &self,
         backend: &B,
-        heads: usize,
         x: &Tensor<B>,
         batch: &Batch<'_, B>,
         scratch: &mut Scratch<B>,
@@ -420,10 +505,22 @@ impl<B: Backend> Stage<B> {
         trace: &Tracer<'_>,
     ) -> Result<()> {
         self.resnet.forward(backend, x, batch, scratch, out)?;
-        trace.record(backend, &format!("{}.0", self.name), out)?;
+        trace.record(backend, &format!("{}.0", self.name), out)
+    }
+
+    /// The transformer blocks, over `x [2N, C]` in place.
+    fn transform(
+        &self,
+        backend: &B,
+        heads: usize,
+        batch: &mut Batch<'_, B>,
+        scratch: &mut Scratch<B>,
+        x: &mut Tensor<B>,
+        trace: &Tracer<'_>,
+    ) -> Result<()> {
         for (i, transformer) in self.transformers.iter().enumerate() {
-            transformer.forward(backend, heads, batch, scratch, out)?;
-            trace.record(backend, &format!("{}.1.{i}", self.name), out)?;
+            transformer.forward(backend, heads, batch, scratch, x)?;
+            trace.record(backend, &format!("{}.1.{i}", self.name), x)?;
         }
         Ok(())
     }

@@ -11,14 +11,18 @@ mod estimator;
 mod layers;
 mod noise;
 mod positions;
+mod prefix;
 pub mod streaming;
 
 pub use cfm::FlowState;
 pub use noise::fixed_noise;
+pub use prefix::FlowPrefix;
 
 use cfm::{Cfm, CfmWorkspace, Schedule};
 use encoder::{Encoder, EncoderWorkspace, TokenSpan};
 use estimator::Estimator;
+
+use std::ops::Range;
 
 use super::config::FlowConfig;
 use super::voice::Voice;
@@ -242,22 +246,55 @@ impl<B: Backend> Flow<B> {
         let speakers = self.project_speakers(backend, inputs, trace)?;
         for (b, (input, state)) in inputs.iter().zip(states).enumerate() {
             let rows = segments.range(b);
-            for t in [&mut state.x, &mut state.mu, &mut state.cond] {
-                backend.resize(t, rows.len(), self.mels())?;
-            }
-            backend.resize(&mut state.speaker, 1, self.mels())?;
-            backend.copy_rows(&self.noise, 0, &mut state.x, 0, rows.len())?;
-            backend.copy_rows(&ws.mu, rows.start, &mut state.mu, 0, rows.len())?;
+            self.start(backend, input, rows, &ws.mu, state)?;
             backend.copy_rows(&speakers, b, &mut state.speaker, 0, 1)?;
-            let mut condition = input.voice.mel.clone();
-            condition.resize(rows.len() * self.mels(), 0.0);
-            backend.upload(&condition, &mut state.cond)?;
-            state.prompt_frames = input.voice.mel.len() / self.mels();
-            state.step = 0;
-            state.steps = self.steps();
-            state.streaming = input.streaming;
         }
         Ok(())
+    }
+
+    /// Sets a state to the beginning of the ODE; `rows` are the utterance's in `mu`.
+    fn start(
+        &self,
+        backend: &B,
+        input: &FlowInput<'_>,
+        rows: Range<usize>,
+        mu: &Tensor<B>,
+        state: &mut FlowState<B>,
+    ) -> Result<()> {
+        let mels = self.mels();
+        let chunk = self.whole_chunk();
+        // A prefix serves chunked attention alone, and only within the utterance.
+        state.prefix = (state.given.take())
+            .filter(|p| input.streaming && chunk > 0 && p.frames() < rows.len());
+        let first = state.prefix.as_ref().map_or(0, FlowPrefix::frames);
+        if let Some(prefix) = &mut state.prefix {
+            // The last rows of a final call had no look-ahead: they would come out differently in a longer one.
+            let kept = if input.finalize { 0 } else { rows.len() };
+            prefix.grow_by((kept / chunk * chunk).saturating_sub(first));
+        }
+        let count = rows.len() - first;
+        for t in [&mut state.x, &mut state.mu, &mut state.cond] {
+            backend.resize(t, count, mels)?;
+        }
+        backend.resize(&mut state.speaker, 1, mels)?;
+        backend.copy_rows(&self.noise, first, &mut state.x, 0, count)?;
+        backend.copy_rows(mu, rows.start + first, &mut state.mu, 0, count)?;
+        let prompt = input.voice.mel.get(first * mels..).unwrap_or_default();
+        let mut condition = prompt.to_vec();
+        condition.resize(count * mels, 0.0);
+        backend.upload(&condition, &mut state.cond)?;
+        state.first_frame = first;
+        state.prompt_frames = input.voice.mel.len() / mels;
+        state.step = 0;
+        state.steps = self.steps();
+        state.streaming = input.streaming;
+        Ok(())
+    }
+
+    /// Mel frames of which whole numbers are whole chunks of every chunked attention; 0 when one has no chunks.
+    fn whole_chunk(&self) -> usize {
+        let encoder = self.config.encoder.static_chunk_size * self.config.encoder.up_stride;
+        least_common_multiple(encoder, self.cfm.chunk)
     }
 
     /// Token embeddings of all inputs, packed, in `ws.embedded`.
@@ -331,7 +368,9 @@ impl<B: Backend> Flow<B> {
         token_offset: usize,
         out: &mut Tensor<B>,
     ) -> Result<()> {
-        let first = state.prompt_frames + token_offset * self.frames_per_token();
+        let spoken = state.prompt_frames + token_offset * self.frames_per_token();
+        let first = spoken.checked_sub(state.first_frame);
+        let first = first.expect("what a prefix covers has been spoken. This is a bug.");
         let rows = state.frames().saturating_sub(first);
         backend.resize(out, rows, self.mels())?;
         if rows > 0 {
@@ -339,6 +378,14 @@ impl<B: Backend> Flow<B> {
         }
         Ok(())
     }
+}
+
+fn least_common_multiple(a: usize, b: usize) -> usize {
+    let (mut x, mut y) = (a, b);
+    while y > 0 {
+        (x, y) = (y, x % y);
+    }
+    a.checked_div(x).unwrap_or(0) * b
 }
 
 /// Frames of a mel of `frames` frames spoken at `speed` times the normal pace.
@@ -380,5 +427,12 @@ mod tests {
             assert_eq!(frames_at_speed(frames, f64::from(speed)), expected);
         }
         assert_eq!(frames_at_speed(52, 0.8), 65);
+    }
+
+    #[test]
+    fn whole_chunks_are_whole_for_both() {
+        let multiples =
+            [(50, 50), (50, 20), (0, 50), (0, 0)].map(|(a, b)| least_common_multiple(a, b));
+        assert_eq!(multiples, [50, 100, 0, 0]);
     }
 }
