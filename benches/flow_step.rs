@@ -1,83 +1,15 @@
 //! Euler steps and the encoder of the flow at the official dims with seeded random weights, per batch and weight precision:
 //! `cargo bench --bench flow_step [-- FILTER]`. Throughput is in floating-point operations of the dense layers and convolutions.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use cosyvoice::backend::philox::{Stream, normal_pair, philox};
-use cosyvoice::checkpoint::{Bytes, Dtype, Entry, Fault, TensorFile};
+use cosyvoice::checkpoint::Checkpoint;
 use cosyvoice::cpu::{Cpu, CpuOptions, WeightPrecision};
-use cosyvoice::model::config::{
-    CfmConfig, EstimatorConfig, FlowConfig, FlowEncoderConfig, TimeSchedule,
-};
+use cosyvoice::model::config::{FlowConfig, ModelConfig};
 use cosyvoice::model::flow::{Flow, FlowInput, FlowState, FlowWorkspace};
 use cosyvoice::model::voice::Voice;
 use cosyvoice::tensor::Trace;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-
-/// The dims of the official 0.5B checkpoint.
-fn official() -> FlowConfig {
-    FlowConfig {
-        input_size: 512,
-        output_size: 80,
-        spk_embed_dim: 192,
-        vocab_size: 6561,
-        token_mel_ratio: 2,
-        pre_lookahead_len: 3,
-        encoder: FlowEncoderConfig {
-            input_size: 512,
-            output_size: 512,
-            attention_heads: 8,
-            linear_units: 2048,
-            num_blocks: 6,
-            num_up_blocks: 4,
-            up_stride: 2,
-            static_chunk_size: 25,
-            block_norm_eps: 1e-12,
-            norm_eps: 1e-5,
-        },
-        cfm: CfmConfig {
-            t_scheduler: TimeSchedule::Cosine,
-            inference_cfg_rate: 0.7,
-            n_timesteps: 10,
-            noise_len: 15_000,
-        },
-        estimator: EstimatorConfig {
-            in_channels: 320,
-            out_channels: 80,
-            channels: vec![256],
-            attention_head_dim: 64,
-            n_blocks: 4,
-            num_mid_blocks: 12,
-            num_heads: 8,
-            static_chunk_size: 50,
-        },
-    }
-}
-
-/// A file with everything that the flow asks for: an empty one is loaded first, and complains of each tensor.
-fn random_file(config: &FlowConfig) -> TensorFile {
-    let backend = Cpu::new(CpuOptions::default());
-    let empty = TensorFile::new("flow", Bytes::Owned(Vec::new()), BTreeMap::new()).expect("empty");
-    Flow::load(&backend, &empty.root(), config).expect("shapes");
-    let (mut entries, mut values) = (BTreeMap::new(), Vec::<f32>::new());
-    for problem in empty.problems() {
-        if let Fault::TensorMissing { tensor, expected } = problem.what {
-            let count: usize = expected.iter().product();
-            let scale = (expected[0] as f32 / count as f32).sqrt();
-            let entry = Entry::new(Dtype::F32, expected, 4 * values.len());
-            entries.insert(tensor, entry);
-            let first = values.len() as u64;
-            for i in 0..count.div_ceil(2) as u64 {
-                let word = philox(7, Stream::Sampling, first + i, 0);
-                values.extend(normal_pair(word[0], word[1]).map(|v| v * scale));
-            }
-            values.truncate(first as usize + count);
-        }
-    }
-    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    TensorFile::new("flow", Bytes::Owned(bytes), entries).expect("table")
-}
 
 /// Operations of one Euler step over an utterance of `t` frames, full attention.
 fn step_flop(config: &FlowConfig, t: usize) -> u64 {
@@ -92,8 +24,9 @@ fn step_flop(config: &FlowConfig, t: usize) -> u64 {
 }
 
 fn bench(criterion: &mut Criterion) {
-    let config = official();
-    let file = random_file(&config);
+    let config = ModelConfig::preset("cosyvoice2-0.5b").expect("preset");
+    let checkpoint = Checkpoint::random(config, 7);
+    let config = &checkpoint.config().flow;
     let voice = Voice {
         embedding: vec![1.0; config.spk_embed_dim],
         ..Voice::default()
@@ -108,7 +41,7 @@ fn bench(criterion: &mut Criterion) {
             ..CpuOptions::default()
         };
         let backend = Cpu::new(options);
-        let flow = Flow::load(&backend, &file.root(), &config).expect("load");
+        let flow = Flow::load(&backend, &checkpoint.flow(), config).expect("load");
         let mut group = criterion.benchmark_group(format!("flow_step/{weights:?}"));
         group
             .sample_size(10)
@@ -134,7 +67,7 @@ fn bench(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new("encode", &name), |b| {
                 b.iter(|| flow.encode(&backend, &inputs, &mut states, &mut ws, &off));
             });
-            let flop = batch as u64 * step_flop(&config, frames);
+            let flop = batch as u64 * step_flop(config, frames);
             group.throughput(Throughput::Elements(flop));
             group.bench_function(BenchmarkId::new("euler", &name), |b| {
                 b.iter_custom(|steps| {

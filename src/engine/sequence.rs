@@ -11,7 +11,7 @@ use super::request::{EngineError, Mode, Request, Segment};
 use super::scheduler::{LlmState, View};
 use crate::backend::{Backend, SampleParams, SampleRow, Sampled, Uniforms};
 use crate::model::flow::streaming::{FlowCall, HOP_TOKENS, StreamSchedule};
-use crate::model::flow::{FlowInput, FlowState};
+use crate::model::flow::{FlowInput, FlowPrefix, FlowState};
 use crate::model::llm::{Conditioning, Generation, PromptError, Vocabulary};
 use crate::model::voice::Voice;
 use crate::tensor::Tensor;
@@ -74,6 +74,9 @@ pub(super) struct Sequence<B: Backend> {
     /// The flow call that is ready or under way.
     pub(super) call: Option<FlowCall>,
     pub(super) flow: Option<FlowState<B>>,
+    /// What the streamed flow calls so far leave for the next, and the most frames that it covers once the running call is done.
+    pub(super) prefix: Option<FlowPrefix<B>>,
+    pub(super) prefix_frames: usize,
     /// Whether the last call was made.
     flow_ended: bool,
     pub(super) mel: Option<PendingMel<B>>,
@@ -151,6 +154,8 @@ impl<B: Backend> Sequence<B> {
             schedule,
             call: None,
             flow: None,
+            prefix: None,
+            prefix_frames: 0,
             flow_ended: false,
             mel: None,
             cache: None,
@@ -307,7 +312,8 @@ impl<B: Backend> Sequence<B> {
         })
     }
 
-    fn frames(&self, call: FlowCall) -> usize {
+    /// Mel frames of a flow call, the prompt's included.
+    pub(super) fn frames(&self, call: FlowCall) -> usize {
         (self.flow_voice.speech_tokens.len() + call.tokens) * self.dims.token_mel_ratio
     }
 

@@ -11,6 +11,9 @@ use crate::model::llm::{Llm, LlmWorkspace, StepSequence};
 use crate::model::vocoder::Hift;
 use crate::tensor::{Ids, Trace};
 
+/// Values that the prefixes of streamed flow calls may take, over all sequences: 2 GiB in f32.
+const PREFIX_VALUES: usize = 1 << 29;
+
 /// The models of one checkpoint on one device.
 pub struct Models<B: Backend> {
     pub backend: B,
@@ -213,6 +216,7 @@ impl<B: Backend> Stages<B> {
                 None => FlowState::new(backend)?,
             });
         }
+        self.lend_prefixes(sequences, new, &mut states);
         let inputs: Vec<FlowInput<'_>> = new
             .iter()
             .filter_map(|&i| sequences[i].flow_input())
@@ -229,11 +233,35 @@ impl<B: Backend> Stages<B> {
         Ok(())
     }
 
+    /// Has streamed calls start from what the calls before left, as long as there is memory to keep it.
+    fn lend_prefixes(
+        &self,
+        sequences: &mut [Sequence<B>],
+        new: &[usize],
+        states: &mut [FlowState<B>],
+    ) {
+        let limit = PREFIX_VALUES / self.models.flow.prefix_values_per_frame().max(1);
+        let mut kept: usize = sequences.iter().map(|s| s.prefix_frames).sum();
+        for (&i, state) in new.iter().zip(states) {
+            let sequence = &mut sequences[i];
+            let prefix = sequence.prefix.take();
+            kept -= std::mem::take(&mut sequence.prefix_frames);
+            let streaming = sequence.call.filter(|call| call.streaming);
+            let frames = streaming.map_or(0, |call| sequence.frames(call));
+            if frames > 0 && kept + frames <= limit {
+                kept += frames;
+                sequence.prefix_frames = frames;
+                state.set_prefix(prefix.unwrap_or_default());
+            }
+        }
+    }
+
     /// Hands the mel of a finished call on to the vocoder.
     fn take_mel(&mut self, sequence: &mut Sequence<B>) -> Result<(), EngineError> {
-        let (Some(state), Some(call)) = (sequence.flow.take(), sequence.call.take()) else {
+        let (Some(mut state), Some(call)) = (sequence.flow.take(), sequence.call.take()) else {
             return Ok(());
         };
+        sequence.prefix = state.take_prefix();
         let Models { backend, flow, .. } = &self.models;
         let mut mel = backend.alloc(0, 0)?;
         flow.mel(backend, &state, call.token_offset, &mut mel)?;

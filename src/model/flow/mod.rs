@@ -165,6 +165,12 @@ impl<B: Backend> Flow<B> {
         self.cfm.schedule.t.len()
     }
 
+    /// Values that a [`FlowPrefix`] keeps per mel frame it covers.
+    pub fn prefix_values_per_frame(&self) -> usize {
+        let estimator = &self.cfm.estimator;
+        2 * self.steps() * estimator.layers() * estimator.channels()
+    }
+
     /// Mel frames that an input will have, the prompt's included.
     ///
     /// # Errors
