@@ -80,7 +80,6 @@ pub(super) fn run<W: Load>(_proof: Isa, call: &Call<'_>, b: &[W], acc: &mut Accu
                     (1, _) => tile::<W, 1, 1>(corner),
                     (2, 2) => tile::<W, 2, 2>(corner),
                     (2, _) => tile::<W, 2, 1>(corner),
-                    (3, 2) => tile::<W, 3, 2>(corner),
                     (3, _) => tile::<W, 3, 1>(corner),
                     (4, _) => tile::<W, 4, 1>(corner),
                     (5, _) => tile::<W, 5, 1>(corner),

@@ -231,7 +231,7 @@ impl Job<'_> {
 fn panels_per_call(rows: usize) -> usize {
     match rows {
         1 => 4,
-        2 | 3 => 2,
+        2 => 2,
         _ => 1,
     }
 }
