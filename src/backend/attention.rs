@@ -234,7 +234,6 @@ pub trait Attention: Memory {
     /// `queries` says how many of each sequence's last rows are wanted: `out [Nq, H·Dh]`, packed. The rows before them are
     /// keys and values only; `segments` itself wants all. What a row sees alone decides its value, so rows of a chunk do
     /// not change as a sequence grows.
-    #[allow(clippy::too_many_arguments)]
     fn attention(
         &self,
         qkv: &Tensor<Self>,

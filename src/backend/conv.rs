@@ -83,7 +83,6 @@ pub trait Conv: Memory {
     ) -> Result<Self::ConvT1d>;
 
     /// `x [N, Ci]` → `out [N', Co]`, each sequence by itself.
-    #[allow(clippy::too_many_arguments)]
     fn conv1d(
         &self,
         x: &Tensor<Self>,
@@ -97,7 +96,6 @@ pub trait Conv: Memory {
     ) -> Result<()>;
 
     /// `x [N, Ci]` → `out [N', Co]`, `T' = (T − 1) · stride − 2 · padding + k` rows per sequence.
-    #[allow(clippy::too_many_arguments)]
     fn conv_transpose1d(
         &self,
         x: &Tensor<Self>,

@@ -18,7 +18,6 @@ pub trait Norm: Memory {
 
     /// `out = act(scale · ((x − mean) / sqrt(var + eps) · w + b))`, biased variance. `x, out [N, D]`, `w, b [1, D]`.
     /// The scale serves embeddings that are multiplied by √d right after their norm.
-    #[allow(clippy::too_many_arguments)]
     fn layer_norm(
         &self,
         x: &Tensor<Self>,

@@ -34,7 +34,6 @@ pub enum SourceNoise<'a, B: Memory> {
 pub trait Vocoder: Memory {
     /// `f0 [N, 1]` in Hz → excitation `out [N · upsample, 1]` = `tanh(w · (sines + noise) + b)`, `w [1, harmonics]`, `b [1, 1]`.
     /// Phases start at zero in every sequence.
-    #[allow(clippy::too_many_arguments)]
     fn sine_source(
         &self,
         f0: &Tensor<Self>,
@@ -48,7 +47,6 @@ pub trait Vocoder: Memory {
 
     /// `torch.stft(n_fft, hop, periodic Hann, center, reflect)` of each sequence: `s [N, 1]` →
     /// `out [N', n_fft + 2]`, real parts then imaginary parts, `T / hop + 1` rows per sequence.
-    #[allow(clippy::too_many_arguments)]
     fn stft(
         &self,
         s: &Tensor<Self>,
@@ -61,7 +59,6 @@ pub trait Vocoder: Memory {
 
     /// `h [N, n_fft + 2]` holds log magnitudes and phase arguments: magnitude `min(exp(h), 100)`, phase `sin(h)`, inverse STFT
     /// (centred, periodic Hann), clamp to `±limit`: `out [N', 1]`, `(T − 1) · hop` samples per sequence.
-    #[allow(clippy::too_many_arguments)]
     fn istft_head(
         &self,
         h: &Tensor<Self>,

@@ -167,7 +167,6 @@ impl VoiceArgs {
     }
 
     /// These settings with what a line of a batch says instead.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn overridden(
         &self,
         voice: Option<String>,

@@ -332,7 +332,6 @@ impl Cpu {
     }
 
     /// All groups of a convolution over padded rows.
-    #[allow(clippy::too_many_arguments)]
     fn products(
         &self,
         values: &[f32],

@@ -168,7 +168,6 @@ mod tests {
     }
 
     /// The definition, `[C, F, T]` layout.
-    #[allow(clippy::too_many_arguments)]
     fn direct(
         x: &[f32],
         ci: usize,

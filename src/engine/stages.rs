@@ -15,11 +15,11 @@ use crate::tensor::{Ids, Trace};
 const PREFIX_VALUES: usize = 1 << 29;
 
 /// The models of one checkpoint on one device.
-pub struct Models<B: Backend> {
-    pub backend: B,
-    pub llm: Llm<B>,
-    pub flow: Flow<B>,
-    pub hift: Hift<B>,
+pub(super) struct Models<B: Backend> {
+    pub(super) backend: B,
+    pub(super) llm: Llm<B>,
+    pub(super) flow: Flow<B>,
+    pub(super) hift: Hift<B>,
 }
 
 /// Models, KV cache and workspaces of one engine.

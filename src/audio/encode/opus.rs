@@ -102,7 +102,7 @@ impl Stream {
         let granule = self.packets * u64::from(GRANULE_HZ * PACKET_MS / 1000);
         if let Some((packet, granule)) = self.held.replace((packet, granule)) {
             self.page_packets += 1;
-            let end = if self.page_packets % PAGE_PACKETS == 0 {
+            let end = if self.page_packets.is_multiple_of(PAGE_PACKETS) {
                 PacketWriteEndInfo::EndPage
             } else {
                 PacketWriteEndInfo::NormalPacket

@@ -321,7 +321,6 @@ impl<B: Backend> Block<B> {
     }
 
     /// One block over `ws.x`; `layer` picks the projected positions.
-    #[allow(clippy::too_many_arguments)]
     fn forward(
         &self,
         backend: &B,

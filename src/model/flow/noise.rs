@@ -74,7 +74,7 @@ fn randn(seed: u32, len: usize) -> Vec<f32> {
     for block in values.chunks_exact_mut(BLOCK) {
         normal_block(block);
     }
-    if len % BLOCK != 0 {
+    if !len.is_multiple_of(BLOCK) {
         let tail = &mut values[len - BLOCK..];
         tail.fill_with(|| generator.uniform());
         normal_block(tail);

@@ -118,7 +118,6 @@ impl<B: Backend> Hift<B> {
     ///
     /// # Errors
     /// When the device fails.
-    #[allow(clippy::too_many_arguments)]
     pub fn run(
         &self,
         backend: &B,
