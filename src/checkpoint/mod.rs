@@ -10,6 +10,7 @@
 //! Nothing is executed, inflated or copied on the way; files that are hostile, foreign or cut off give a typed error that
 //! lists every problem.
 
+mod agree;
 mod bytes;
 mod convert;
 mod converted;
@@ -107,6 +108,13 @@ impl Checkpoint {
             Layout::Official => official::open(dir),
             Layout::Converted => converted::open(dir),
         };
+        let opened = opened.and_then(|(config, files)| {
+            let problems = agree::check(&config, &files);
+            match problems.is_empty() {
+                true => Ok((config, files)),
+                false => Err(problems),
+            }
+        });
         let (config, files) = opened.map_err(|problems| CheckpointError::Unusable {
             dir: dir.to_path_buf(),
             problems,

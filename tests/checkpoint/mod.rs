@@ -7,6 +7,9 @@ use cosyvoice::checkpoint::{
     Checkpoint, CheckpointError, Dtype, Fault, Layout, Scope, Target, TensorFile, convert,
 };
 
+use cosyvoice::cpu::{Cpu, CpuOptions};
+use cosyvoice::model::flow::Flow;
+
 use crate::support::golden;
 use crate::support::metrics::max_abs;
 
@@ -301,6 +304,65 @@ fn sizes_that_disagree_are_named() {
     .unwrap();
     let text = format!("{:?}", faults(dir.path()));
     assert!(text.contains("sample_rate"), "{text}");
+}
+
+/// The text of a file of a copied checkpoint with one value replaced.
+fn edit(dir: &Path, name: &str, from: &str, to: &str) {
+    let path = dir.join(name);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{name} does not hold {from}");
+    std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+}
+
+#[test]
+fn a_configuration_of_another_model_is_named_by_its_sizes() {
+    let dir = copy();
+    let width = open().config().llm.hidden_size;
+    let from = format!("\"hidden_size\": {width}");
+    let to = format!("\"hidden_size\": {}", 2 * width);
+    edit(dir.path(), "CosyVoice-BlankEN/config.json", &from, &to);
+    let faults = faults(dir.path());
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    let text = faults[0].1.to_string();
+    let expected = format!(
+        "llm.hidden_size: expected {width} as dimension 0 of llm.model.model.norm.weight, found {}",
+        2 * width
+    );
+    assert_eq!((faults[0].0.as_str(), text), ("llm.pt", expected));
+}
+
+#[test]
+fn every_misshaped_tensor_is_listed_after_loading() {
+    let dir = copy();
+    let units = open().config().flow.encoder.linear_units;
+    let from = format!("linear_units: {units}");
+    edit(
+        dir.path(),
+        "cosyvoice2.yaml",
+        &from,
+        &format!("linear_units: {}", units / 2),
+    );
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let encoder = &checkpoint.config().flow.encoder;
+    let cpu = Cpu::new(CpuOptions::default());
+    Flow::load(&cpu, &checkpoint.flow(), &checkpoint.config().flow).unwrap();
+    let Err(CheckpointError::Unusable { problems, .. }) = checkpoint.finish() else {
+        panic!("the mis-shaped tensors were not noticed");
+    };
+    // w_1.weight, w_1.bias and w_2.weight of every block.
+    let blocks = encoder.num_blocks + encoder.num_up_blocks;
+    assert_eq!(problems.len(), 3 * blocks, "{problems:?}");
+    let first = problems[0].to_string();
+    let (expected, found) = (
+        [units / 2, encoder.output_size],
+        [units, encoder.output_size],
+    );
+    assert_eq!(
+        first,
+        format!(
+            "flow.pt: tensor encoder.encoders.0.feed_forward.w_1.weight: expected {expected:?}, found {found:?}"
+        )
+    );
 }
 
 #[test]
