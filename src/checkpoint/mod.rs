@@ -45,11 +45,7 @@ pub use tensors::{Dtype, Entry, TensorFile};
 use crate::model::config::ModelConfig;
 use crate::model::voice::Voice;
 
-/// Whether a folder looks like a checkpoint of either layout.
-pub fn is_checkpoint(dir: &Path) -> bool {
-    layout(dir).is_some()
-}
-
+/// The layout that a folder seems to have.
 fn layout(dir: &Path) -> Option<Layout> {
     if dir.join(official::YAML).is_file() {
         Some(Layout::Official)
@@ -92,7 +88,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Whether a folder looks like a checkpoint of either layout.
     pub fn is_at(dir: &Path) -> bool {
-        dir.join(official::YAML).is_file() || dir.join(converted::CONFIG).is_file()
+        layout(dir).is_some()
     }
 
     /// Opens a folder of either layout. Weights are mapped, not read.

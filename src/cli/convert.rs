@@ -2,26 +2,26 @@
 
 use std::path::PathBuf;
 
+use super::model::resolve_model_dir;
 use crate::checkpoint::{Checkpoint, Target, convert};
-use crate::error::Result;
 
-/// Convert a checkpoint to one folder of safetensors files.
+/// Arguments of `convert`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
-    /// Folder of the checkpoint, official or converted
-    #[arg(long, value_name = "DIR", env = "MODEL_DIR")]
-    pub model: PathBuf,
+pub(super) struct Args {
+    /// Checkpoint folder, official or converted. Without it the bundled voice.
+    #[arg(long, env = "MODEL_DIR", value_name = "DIR")]
+    model: Option<PathBuf>,
     /// Folder to write; files of an earlier conversion are replaced
     #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
+    out: PathBuf,
     /// How to store the large weights of the language model and the flow
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
-    pub dtype: Dtype,
+    dtype: Dtype,
 }
 
 /// Types of the large weights.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum Dtype {
+pub(super) enum Dtype {
     F32,
     Bf16,
     Int8,
@@ -31,8 +31,8 @@ pub enum Dtype {
 ///
 /// # Errors
 /// When the checkpoint cannot be used, or a file cannot be written.
-pub fn run(args: &Args) -> Result<()> {
-    let checkpoint = Checkpoint::open(&args.model)?;
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    let checkpoint = Checkpoint::open(resolve_model_dir(args.model.as_deref())?)?;
     let target = match args.dtype {
         Dtype::F32 => Target::F32,
         Dtype::Bf16 => Target::Bf16,

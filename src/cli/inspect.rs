@@ -4,28 +4,29 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use serde_json::{Value, json};
 
+use super::model::resolve_model_dir;
 use crate::checkpoint::{Checkpoint, Layout, TensorFile};
-use crate::error::{Error, Result};
 
-/// Show the modules, shapes, types and parameters of a checkpoint.
+/// Arguments of `inspect`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
-    /// Folder of the checkpoint, official or converted
-    #[arg(long, value_name = "DIR", env = "MODEL_DIR")]
-    pub model: PathBuf,
+pub(super) struct Args {
+    /// Checkpoint folder, official or converted. Without it the bundled voice.
+    #[arg(long, env = "MODEL_DIR", value_name = "DIR")]
+    model: Option<PathBuf>,
     /// Everything as JSON: configuration, files, tensors
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
 /// Writes the report to standard output.
 ///
 /// # Errors
 /// When the checkpoint cannot be used: the error lists everything that is wrong with it.
-pub fn run(args: &Args) -> Result<()> {
-    let checkpoint = Checkpoint::open(&args.model)?;
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    let checkpoint = Checkpoint::open(resolve_model_dir(args.model.as_deref())?)?;
     let mut out = io::stdout().lock();
     let written = match args.json {
         true => serde_json::to_writer_pretty(&mut out, &json(&checkpoint))
@@ -34,10 +35,9 @@ pub fn run(args: &Args) -> Result<()> {
         false => table(&checkpoint, &mut out),
     };
     match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Io {
-            path: "standard output".into(),
-            source: error,
-        }),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("standard output")
+        }
         _ => Ok(()),
     }
 }

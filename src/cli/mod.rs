@@ -8,7 +8,9 @@ use tracing_subscriber::EnvFilter;
 
 mod batch;
 mod bench;
+mod convert;
 mod doctor;
+mod inspect;
 mod model;
 mod output;
 mod synth;
@@ -33,6 +35,10 @@ enum Command {
     Batch(batch::Args),
     /// Add, list and remove voices.
     Voices(voices::Args),
+    /// Show the modules, shapes, types and parameters of a checkpoint.
+    Inspect(inspect::Args),
+    /// Convert a checkpoint to one folder of safetensors files.
+    Convert(convert::Args),
     /// Measure tokens per second and real-time factors, beside the machine's own limits.
     Bench(bench::Args),
     /// Say what this machine and model offer, and what would be used.
@@ -49,6 +55,8 @@ pub fn run() -> ExitCode {
         Command::Synth(args) => synth::run(args),
         Command::Batch(args) => batch::run(args),
         Command::Voices(args) => voices::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
     };
