@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use crate::settings::Flags;
+
 mod batch;
 mod bench;
 mod convert;
@@ -13,6 +15,7 @@ mod doctor;
 mod inspect;
 mod model;
 mod output;
+mod serve;
 mod synth;
 mod voices;
 
@@ -21,14 +24,17 @@ mod voices;
 #[command(name = "cosyvoice", version, arg_required_else_help = true)]
 struct Cli {
     /// What to log: error, warn, info, debug, trace, or a tracing filter.
-    #[arg(long, env = "LOG_LEVEL", default_value = "warn", global = true)]
-    log_level: String,
+    /// Without it LOG_LEVEL, else warn; `serve` says info.
+    #[arg(long, global = true)]
+    log_level: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
 enum Command {
+    /// Serve the HTTP API and the web page.
+    Serve(Flags),
     /// Speak a text into a file.
     Synth(synth::Args),
     /// Speak many texts of a JSONL or TSV file, several at a time.
@@ -48,10 +54,13 @@ enum Command {
 /// Parses the command line and runs the command.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = init_logs(&cli.log_level) {
+    let serves = matches!(cli.command, Command::Serve(_));
+    // The server starts its own logs, once it has read its settings.
+    if !serves && let Err(error) = init_logs(cli.log_level.as_deref()) {
         return fail(&error);
     }
     let result = match cli.command {
+        Command::Serve(flags) => serve::run(flags, cli.log_level),
         Command::Synth(args) => synth::run(args),
         Command::Batch(args) => batch::run(args),
         Command::Voices(args) => voices::run(args),
@@ -71,7 +80,9 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn init_logs(level: &str) -> anyhow::Result<()> {
+fn init_logs(level: Option<&str>) -> anyhow::Result<()> {
+    let env = std::env::var("LOG_LEVEL").ok();
+    let level = level.or(env.as_deref()).unwrap_or("warn");
     let filter = EnvFilter::try_new(level)
         .map_err(|e| anyhow::anyhow!("--log-level (LOG_LEVEL) '{level}': {e}"))?;
     tracing_subscriber::fmt()

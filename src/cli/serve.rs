@@ -8,34 +8,36 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::model::resolve_model_dir;
+use crate::engine::{Synthesizer, SynthesizerOptions};
 use crate::server::{Server, Starter, tasks_config};
-use crate::settings::{Flags, Settings};
-use crate::tasks::{Synthesis, Tasks};
+use crate::settings::{Device, Flags, Settings};
+use crate::tasks::{Speaker, Tasks};
 use crate::telemetry::{Metrics, init_logs};
 
-/// Loads what speaks, from the settings. Blocks.
-pub(super) type Load = fn(&Settings) -> anyhow::Result<Arc<dyn Synthesis>>;
-
 /// Serves until SIGTERM or SIGINT; a second one ends the process at once.
-pub(super) fn run(flags: &Flags, load: Load) -> anyhow::Result<()> {
-    let settings = Settings::load(flags)?;
+pub(super) fn run(mut flags: Flags, log_level: Option<String>) -> anyhow::Result<()> {
+    if let Some(level) = log_level {
+        flags.set_log_level(level);
+    }
+    let settings = Settings::load(&flags)?;
     init_logs(&settings.log_level, settings.log_format);
     warn_of_oddities(&settings);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let served = runtime.block_on(serve(settings, load));
+    let served = runtime.block_on(serve(settings));
     // What is still running is resumed by the next start; it must not hold up this one's end.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(settings: Settings, load: Load) -> anyhow::Result<()> {
+async fn serve(settings: Settings) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::default());
     let server = Server::bind(settings.clone(), Arc::clone(&metrics)).await?;
     tracing::info!(address = %server.address(), version = env!("CARGO_PKG_VERSION"), "listening");
-    let starting = start(server.starter(), settings, metrics, load);
+    let starting = start(server.starter(), settings, metrics);
     let serving = server.run(wait_for_signal()?);
     let mut serving = std::pin::pin!(serving);
     tokio::select! {
@@ -48,11 +50,11 @@ async fn serve(settings: Settings, load: Load) -> anyhow::Result<()> {
 }
 
 /// Loads the model, takes up the tasks of an earlier run, and makes the server ready.
-async fn start(starter: Starter, settings: Settings, metrics: Arc<Metrics>, load: Load) -> anyhow::Result<()> {
+async fn start(starter: Starter, settings: Settings, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     let since = std::time::Instant::now();
     let opening = tokio::task::spawn_blocking(move || {
-        let synthesis = load(&settings)?;
-        let tasks = Tasks::open(tasks_config(&settings), synthesis, metrics)?;
+        let speaker = load(&settings)?;
+        let tasks = Tasks::open(tasks_config(&settings), Arc::new(speaker), metrics)?;
         Ok::<_, anyhow::Error>(tasks)
     });
     let tasks = opening.await.context("loading the model")??;
@@ -69,6 +71,33 @@ async fn start(starter: Starter, settings: Settings, metrics: Arc<Metrics>, load
     );
     starter.ready(tasks);
     Ok(())
+}
+
+/// Tasks at the same time where the settings leave it open.
+const DEFAULT_WORKERS: usize = 16;
+
+fn load(settings: &Settings) -> anyhow::Result<Speaker> {
+    let dir = resolve_model_dir(settings.model_dir.as_deref())?;
+    let workers = settings.max_synthesis_workers.unwrap_or(DEFAULT_WORKERS);
+    let device = match &settings.device {
+        Device::Auto => String::from("auto"),
+        Device::Cpu => String::from("cpu"),
+        Device::Cuda(ordinals) => {
+            anyhow::ensure!(
+                ordinals.len() == 1,
+                "DEVICE: one process serves one GPU; start one server for each"
+            );
+            format!("cuda:{}", ordinals[0])
+        }
+    };
+    let options = SynthesizerOptions {
+        device,
+        voices_dir: settings.data_dir.join("voices"),
+        max_running: workers,
+        ..SynthesizerOptions::default()
+    };
+    let synthesizer = Synthesizer::open(&dir, &options)?;
+    Ok(Speaker::new(synthesizer, &dir, workers))
 }
 
 fn wait_for_signal() -> anyhow::Result<impl Future<Output = ()>> {
@@ -103,7 +132,11 @@ fn warn_of_oddities(settings: &Settings) {
     if let Some(limit) = descriptor_limit()
         && limit < settings.max_connections as u64 + 256
     {
-        tracing::warn!(limit, max_connections = settings.max_connections, "the limit on open files is below MAX_CONNECTIONS");
+        tracing::warn!(
+            limit,
+            max_connections = settings.max_connections,
+            "the limit on open files is below MAX_CONNECTIONS"
+        );
     }
 }
 

@@ -20,6 +20,15 @@ pub use variables::{VARIABLES, Variable, documentation};
 #[derive(Clone, Debug, Default)]
 pub struct Flags(HashMap<String, String>);
 
+const LOG_LEVEL: &str = "LOG_LEVEL";
+
+impl Flags {
+    /// The flag that all commands share.
+    pub fn set_log_level(&mut self, level: String) {
+        self.0.insert(LOG_LEVEL.to_owned(), level);
+    }
+}
+
 impl FromArgMatches for Flags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut flags = Self::default();
@@ -39,7 +48,9 @@ impl FromArgMatches for Flags {
 
 impl Args for Flags {
     fn augment_args(command: Command) -> Command {
-        VARIABLES.iter().fold(command, |command, v| {
+        // The level of logs is a flag of every command.
+        let own = VARIABLES.iter().filter(|v| v.name != LOG_LEVEL);
+        own.fold(command, |command, v| {
             let default = match v.default {
                 "" => String::new(),
                 text => format!(", default {text}"),

@@ -12,6 +12,7 @@ mod maintenance;
 mod queue;
 mod record;
 mod run;
+mod speaker;
 mod store;
 mod stream;
 mod submit;
@@ -33,6 +34,7 @@ pub use record::{
     Completed, Failure, Idempotency, Outcome, Record, Status, TaskRequest, View, VoiceSource,
     result_url, status_url,
 };
+pub use speaker::Speaker;
 pub use store::StoreError;
 pub use stream::Stream;
 pub use submit::{Accepted, Submit, SubmitError};

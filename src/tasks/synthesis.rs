@@ -175,7 +175,11 @@ pub trait Synthesis: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`SynthesisError::Field`] for text that cannot be spoken, [`SynthesisError::VoiceUnsuitable`] for a voice without the parts `kind` needs.
-    fn prepare(&self, utterance: &Utterance, voice: &Voice) -> Result<Prepared, SynthesisError>;
+    fn prepare(
+        &self,
+        utterance: &Utterance,
+        voice: &Arc<Voice>,
+    ) -> Result<Prepared, SynthesisError>;
 
     /// # Errors
     /// See [`EngineHandle::submit`](crate::engine::EngineHandle::submit).

@@ -118,7 +118,7 @@ impl Synthesis for Fake {
         })
     }
 
-    fn prepare(&self, utterance: &Utterance, _: &Voice) -> Result<Prepared, SynthesisError> {
+    fn prepare(&self, utterance: &Utterance, _: &Arc<Voice>) -> Result<Prepared, SynthesisError> {
         if !utterance.text.chars().any(char::is_alphanumeric) {
             return Err(SynthesisError::Field {
                 field: "text",

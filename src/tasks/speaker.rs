@@ -1,0 +1,278 @@
+//! The [`Synthesis`] of a loaded checkpoint.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use sha2::{Digest, Sha256};
+
+use super::synthesis::{
+    BuiltinVoice, Kind, ModelInfo, Normalization, Prepared, Prompt, Synthesis, SynthesisError,
+    Utterance,
+};
+use super::voices::hex;
+use crate::audio;
+use crate::engine::{self, EngineError, EngineStats, Job, Mode, Request, Synthesizer, VoiceChoice};
+use crate::error::Error;
+use crate::model::voice::{Voice, VoiceError};
+use crate::text::{self, Language, TextError, TextOptions};
+
+/// Largest prompt file that is decoded.
+const MAX_PROMPT_BYTES: usize = 50 << 20;
+
+/// A checkpoint that speaks for the tasks.
+pub struct Speaker {
+    synthesizer: Synthesizer,
+    info: ModelInfo,
+}
+
+impl Speaker {
+    /// The checkpoint of `dir`, with room for `workers` tasks at the same time.
+    pub fn new(synthesizer: Synthesizer, dir: &Path, workers: usize) -> Self {
+        let name = dir.file_name().map(|n| n.to_string_lossy().into_owned());
+        let info = ModelInfo {
+            name: name.unwrap_or_else(|| String::from("cosyvoice2")),
+            device: synthesizer.device().to_owned(),
+            sample_rate_hz: synthesizer.sample_rate_hz(),
+            fingerprint: fingerprint(dir),
+            workers,
+        };
+        Self { synthesizer, info }
+    }
+
+    /// Sft with a voice that has a prompt means: as well as this voice can.
+    fn mode(&self, utterance: &Utterance, voice: &Voice) -> Option<Mode> {
+        match utterance.kind {
+            Kind::Sft => None,
+            _ if voice.speech_tokens.is_empty() && utterance.kind != Kind::Instruct => None,
+            Kind::ZeroShot => Some(Mode::ZeroShot),
+            Kind::CrossLingual => Some(Mode::CrossLingual),
+            Kind::Instruct => {
+                let text = utterance.instruct_text.as_deref().unwrap_or_default();
+                let instruction = self.synthesizer.frontend().prepare_instruction(text).tokens;
+                Some(Mode::Instruct { instruction })
+            }
+        }
+    }
+}
+
+/// Changes when a file of the folder does: names, sizes and times stand for contents of gigabytes.
+fn fingerprint(dir: &Path) -> String {
+    let mut files: Vec<(String, u64, u128)> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let meta = entry.metadata().ok().filter(std::fs::Metadata::is_file)?;
+            let modified = meta.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            Some((name, meta.len(), modified.as_nanos()))
+        })
+        .collect();
+    files.sort();
+    hex(&Sha256::digest(format!("{files:?}"))[..16])
+}
+
+impl Synthesis for Speaker {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn builtin_voices(&self) -> Vec<BuiltinVoice> {
+        let store = self.synthesizer.voices();
+        let mut names = store.names();
+        // Voices of the model come before those that the command line added.
+        names.sort_by_key(|name| !store.builtin().contains_key(name));
+        let mut voices: Vec<BuiltinVoice> = names
+            .into_iter()
+            .filter_map(|name| {
+                let voice = store.get(&name).ok()?;
+                let ours = store.builtin().contains_key(&name);
+                let description = if ours {
+                    "A voice of the model"
+                } else {
+                    "Added on the command line"
+                };
+                Some(BuiltinVoice {
+                    name: name.clone(),
+                    voice_id: name,
+                    description: description.to_owned(),
+                    language: String::new(),
+                    voice,
+                })
+            })
+            .collect();
+        add_numbered_names(&mut voices);
+        voices
+    }
+
+    fn encode_prompt(
+        &self,
+        bytes: &[u8],
+        text: Option<&str>,
+        limit: Duration,
+    ) -> Result<Prompt, SynthesisError> {
+        let recording = audio::prompt::read(bytes, MAX_PROMPT_BYTES)?;
+        if recording.seconds() > limit.as_secs_f64() {
+            let limit_seconds = limit.as_secs_f64();
+            return Err(audio::AudioError::TooLong { limit_seconds }.into());
+        }
+        let voice = self
+            .synthesizer
+            .encode_voice(bytes, text.unwrap_or_default());
+        Ok(Prompt {
+            voice: voice.map_err(|e| explain(e, "prompt_text"))?,
+            duration: Duration::from_secs_f64(recording.seconds()),
+        })
+    }
+
+    fn prepare(
+        &self,
+        utterance: &Utterance,
+        voice: &Arc<Voice>,
+    ) -> Result<Prepared, SynthesisError> {
+        let language = utterance
+            .language
+            .as_deref()
+            .map(str::parse::<Language>)
+            .transpose();
+        let text_options = TextOptions {
+            language: language.map_err(|e| SynthesisError::Field {
+                field: "language",
+                word: "unknown_language",
+                message: e.to_string(),
+            })?,
+            normalization: match utterance.normalization {
+                Normalization::Auto => text::Normalization::Auto,
+                Normalization::On => text::Normalization::On,
+                Normalization::Off => text::Normalization::Off,
+            },
+            ..TextOptions::default()
+        };
+        let prepared = self.synthesizer.prepare(&engine::Utterance {
+            text: replace_words(&utterance.text, &utterance.lexicon),
+            mode: self.mode(utterance, voice),
+            voice: VoiceChoice::Given(Arc::clone(voice)),
+            text_options,
+            ..engine::Utterance::default()
+        });
+        let prepared = prepared.map_err(|e| explain(e, "text"))?;
+        Ok(Prepared {
+            segments: prepared.request.segments,
+            mode: prepared.request.mode,
+            normalized_text: prepared.normalized_text,
+        })
+    }
+
+    fn submit(&self, request: Request) -> Result<Job, EngineError> {
+        self.synthesizer.submit(request)
+    }
+
+    fn stats(&self) -> EngineStats {
+        self.synthesizer.engine().stats()
+    }
+}
+
+/// Clients count on `pretrained_voice_001`: a model whose voices have other names gets numbered ones beside them.
+fn add_numbered_names(voices: &mut Vec<BuiltinVoice>) {
+    const PREFIX: &str = "pretrained_voice_";
+    if voices.iter().any(|v| v.voice_id.starts_with(PREFIX)) {
+        return;
+    }
+    let numbered: Vec<BuiltinVoice> = voices
+        .iter()
+        .enumerate()
+        .map(|(n, voice)| BuiltinVoice {
+            voice_id: format!("{PREFIX}{:03}", n + 1),
+            ..voice.clone()
+        })
+        .collect();
+    voices.extend(numbered);
+}
+
+/// Puts the lexicon's replacements in place of its words where they stand alone; the longest word wins.
+fn replace_words(text: &str, lexicon: &std::collections::BTreeMap<String, String>) -> String {
+    let mut words: Vec<(&str, &str)> = lexicon
+        .iter()
+        .map(|(w, r)| (w.as_str(), r.as_str()))
+        .collect();
+    words.sort_by_key(|(word, _)| std::cmp::Reverse(word.len()));
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    let mut before = ' ';
+    while let Some(next) = rest.chars().next() {
+        let found = words.iter().find(|(word, _)| {
+            let after = rest
+                .strip_prefix(word)
+                .map(|r| r.chars().next().unwrap_or(' '));
+            let (first, last) = (
+                word.chars().next().unwrap_or(' '),
+                word.chars().next_back().unwrap_or(' '),
+            );
+            after.is_some_and(|after| !joins(before, first) && !joins(last, after))
+        });
+        let length = match found {
+            Some((word, replacement)) => {
+                out.push_str(replacement);
+                word.len()
+            }
+            None => {
+                out.push(next);
+                next.len_utf8()
+            }
+        };
+        before = rest[..length].chars().next_back().unwrap_or(' ');
+        rest = &rest[length..];
+    }
+    out
+}
+
+/// Whether two neighbours belong to one word. Scripts without spaces have no such words.
+fn joins(a: char, b: char) -> bool {
+    let spaced = |c: char| c.is_alphanumeric() && !('\u{2e80}'..='\u{d7af}').contains(&c);
+    spaced(a) && spaced(b)
+}
+
+/// What a user can do about an error of text or voice.
+fn explain(error: Error, field: &'static str) -> SynthesisError {
+    let message = error.to_string();
+    match error {
+        Error::Audio(error) | Error::Voice(VoiceError::Audio(error)) => error.into(),
+        Error::Text(TextError::NothingToSay) => SynthesisError::Field {
+            field,
+            word: "nothing_to_say",
+            message,
+        },
+        Error::Text(TextError::TokenizerFile { .. } | TextError::Grammar { .. }) => {
+            SynthesisError::Internal(message)
+        }
+        Error::Text(_) => SynthesisError::Field {
+            field,
+            word: "unreadable_text",
+            message,
+        },
+        Error::VoiceLacks(_) | Error::NoVoiceEncoder => SynthesisError::VoiceUnsuitable(message),
+        _ => SynthesisError::Internal(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lexicon_words_are_replaced_where_they_stand_alone() {
+        let lexicon = [
+            ("SQL", "sequel"),
+            ("SQL Server", "sequel server"),
+            ("行", "xing"),
+        ];
+        let lexicon = lexicon.map(|(w, r)| (w.to_owned(), r.to_owned())).into();
+        assert_eq!(
+            replace_words("SQL, MySQL, SQLite; SQL Server!", &lexicon),
+            "sequel, MySQL, SQLite; sequel server!"
+        );
+        assert_eq!(replace_words("不行了", &lexicon), "不xing了");
+        assert_eq!(replace_words("", &lexicon), "");
+    }
+}
