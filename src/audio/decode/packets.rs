@@ -16,6 +16,9 @@ use crate::audio::{Audio, AudioError};
 /// Tags and pictures beyond this are skipped, not kept.
 const MAX_TAG_BYTES: usize = 1 << 20;
 
+/// What can be read, for the message about what cannot.
+const KNOWN: &str = "wav, mp3, flac, ogg (Vorbis, Opus), m4a, aac";
+
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Audio, AudioError> {
     let source = Box::new(Cursor::new(bytes));
     let stream = MediaSourceStream::new(source, MediaSourceStreamOptions::default());
@@ -24,7 +27,10 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Audio, AudioError>
         .limit_visual_bytes(Limit::Maximum(MAX_TAG_BYTES));
     let mut format = symphonia::default::get_probe()
         .probe(&Hint::new(), stream, FormatOptions::default(), tags)
-        .map_err(|e| undecodable(format!("it is in no known format ({e})")))?;
+        .map_err(|e| match e {
+            Error::Unsupported(_) => undecodable(format!("it is none of {KNOWN}")),
+            e => undecodable(e.to_string()),
+        })?;
     let track = format
         .default_track(TrackType::Audio)
         .ok_or_else(|| undecodable("it has no audio track"))?;
