@@ -1,5 +1,7 @@
 //! The integration tests, one binary: `cargo test --release --test main [room]`.
 
+#![allow(clippy::print_stdout)]
+
 mod api;
 mod audio;
 mod checkpoint;
