@@ -60,22 +60,28 @@ impl ExactConv {
     ) {
         let (ci, co) = (self.ci, self.co);
         let panel = self.w.len() / self.bias.len() * WIDTH;
+        let kernel = panel / (ci * WIDTH).max(1);
         pool.rows(out, co, |first, block| {
-            for (i, out) in block.chunks_mut(ROWS * co).enumerate() {
-                let (first, n) = (first + i * ROWS, out.len() / co);
-                let weights = self.w.chunks_exact(panel);
-                for (p, (w, bias)) in weights.zip(self.bias.chunks_exact(WIDTH)).enumerate() {
+            let rows = block.len() / co;
+            let read = first * stride..(first + rows - 1) * stride + (kernel - 1) * dilation + 1;
+            let x = &x[read.start * ci..read.end * ci];
+            let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+            let weights = self.w.chunks_exact(panel);
+            // A panel of weights stays in the cache while all rows pass it.
+            for (p, (w, bias)) in weights.zip(self.bias.chunks_exact(WIDTH)).enumerate() {
+                let columns = p * WIDTH..co.min((p + 1) * WIDTH);
+                for (i, out) in block.chunks_mut(ROWS * co).enumerate() {
+                    let n = out.len() / co;
                     let mut sums = [[0.0f64; WIDTH]; ROWS];
                     sums.fill(std::array::from_fn(|j| f64::from(bias[j])));
                     for (t, w) in w.chunks_exact(ci * WIDTH).enumerate() {
                         // Rows past the last repeat it; they are not stored.
                         let x = std::array::from_fn(|r| {
-                            let row = (first + r.min(n - 1)) * stride + t * dilation;
+                            let row = (i * ROWS + r.min(n - 1)) * stride + t * dilation;
                             &x[row * ci..(row + 1) * ci]
                         });
                         multiply(isa, x, w, &mut sums);
                     }
-                    let columns = p * WIDTH..co.min((p + 1) * WIDTH);
                     for (sums, out) in sums.iter().zip(out.chunks_exact_mut(co)) {
                         for (out, sum) in out[columns.clone()].iter_mut().zip(sums) {
                             *out = *sum as f32;
@@ -89,14 +95,15 @@ impl ExactConv {
 
 per_isa! {
     /// `sums[r] += Σ x[r][c] · w[c]`; the products are exact in f64, so fusing them with the addition changes nothing.
-    fn multiply<FMA>(x: [&[f32]; ROWS], w: &[f32], sums: &mut [[f64; WIDTH]; ROWS]) {
+    fn multiply<FMA>(x: [&[f64]; ROWS], w: &[f32], sums: &mut [[f64; WIDTH]; ROWS]) {
+        let x = x.map(|x| &x[..w.len() / WIDTH]);
         let mut local = *sums;
         for (c, w) in w.as_chunks::<WIDTH>().0.iter().enumerate() {
+            let w: [f64; WIDTH] = std::array::from_fn(|j| f64::from(w[j]));
             for r in 0..ROWS {
-                let x = f64::from(x[r][c]);
+                let x = x[r][c];
                 for j in 0..WIDTH {
-                    let w = f64::from(w[j]);
-                    local[r][j] = if FMA { x.mul_add(w, local[r][j]) } else { x * w + local[r][j] };
+                    local[r][j] = if FMA { x.mul_add(w[j], local[r][j]) } else { x * w[j] + local[r][j] };
                 }
             }
         }
