@@ -17,9 +17,18 @@ pub enum TextError {
     /// A tokenizer file is missing or malformed.
     #[error("{path}: {reason}")]
     TokenizerFile { path: PathBuf, reason: String },
-    /// An embedded normalisation grammar cannot be read.
-    #[error("normalisation grammar {name}: {reason}")]
-    Grammar { name: &'static str, reason: String },
+    /// A pause mark is malformed or too long.
+    #[error("pause at {found:?}: {reason}")]
+    Pause { found: String, reason: String },
+    /// The text is SSML that is malformed, or uses what is not supported.
+    #[error("SSML at byte {offset}: {reason}")]
+    Ssml { offset: usize, reason: String },
+    /// A lexicon entry is malformed; entries count from 1.
+    #[error("lexicon entry {entry}: {reason}")]
+    Lexicon { entry: usize, reason: String },
+    /// The text holds inline pinyin and the checkpoint's tokenizer has no tokens for it.
+    #[error("this checkpoint does not read inline pinyin such as {found}")]
+    Pinyin { found: String },
 }
 
 impl TextError {

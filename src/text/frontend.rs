@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::language::Language;
+use super::lexicon::Lexicon;
+use super::markup::{self, Item};
 use super::official::{self, is_only_punctuation};
 use super::segment::{self, Limits};
 use super::tags::{Run, Tags};
-use super::{TextError, Tokenizer, normalize, wetext};
+use super::{TextError, Tokenizer, normalize, pinyin, wetext};
 
 /// The token that separates an instruction from the text to speak.
 const END_OF_PROMPT: &str = "<|endofprompt|>";
@@ -51,13 +53,16 @@ impl std::str::FromStr for Normalization {
 pub struct FrontendOptions {
     /// Longest segment, in tokens.
     pub max_segment_tokens: usize,
+    /// Words for every request; a request's own lexicon comes first.
+    pub lexicon: Option<Arc<Lexicon>>,
 }
 
 impl Default for FrontendOptions {
-    /// The bound of the official splitter.
+    /// The bound of the official splitter, and no lexicon.
     fn default() -> Self {
         Self {
             max_segment_tokens: 80,
+            lexicon: None,
         }
     }
 }
@@ -65,9 +70,11 @@ impl Default for FrontendOptions {
 /// What a request says about its text.
 #[derive(Clone, Debug, Default)]
 pub struct TextOptions {
-    /// The language of all of it; told from the script where not given.
+    /// The language of all of it; told from the script, sentence by sentence, where not given.
     pub language: Option<Language>,
     pub normalization: Normalization,
+    /// Words to read in a given way.
+    pub lexicon: Option<Arc<Lexicon>>,
 }
 
 /// A text ready for the engine.
@@ -111,6 +118,12 @@ pub struct PreparedPrompt {
     pub tokens: Vec<i32>,
 }
 
+/// What stands between two pauses, or a pause.
+enum Block {
+    Text(String),
+    Pause(Duration),
+}
+
 /// Prepares texts; cheap to share, safe from many threads.
 pub struct Frontend {
     tokenizer: Arc<Tokenizer>,
@@ -132,11 +145,11 @@ impl Frontend {
         &self.tokenizer
     }
 
-    /// Prepares a text to speak.
+    /// Prepares a text to speak. Markup (pauses, SSML) works in every mode but the official one.
     ///
     /// # Errors
-    /// [`TextError::NothingToSay`] when it holds nothing speakable; [`TextError::Official`] where the official behaviour was
-    /// asked for and raises.
+    /// [`TextError::NothingToSay`] when it holds nothing speakable; [`TextError::Pause`], [`TextError::Ssml`] and
+    /// [`TextError::Pinyin`] for markup; [`TextError::Official`] where the official behaviour was asked for and raises.
     pub fn prepare(&self, text: &str, options: &TextOptions) -> Result<Prepared, TextError> {
         if options.normalization == Normalization::Official {
             return self.prepare_official(text, options);
@@ -145,12 +158,27 @@ impl Frontend {
             Some(at) => text.split_at(at + END_OF_PROMPT.len()),
             None => ("", text),
         };
-        let normalized = self.normalized(body, options);
-        let parts = self.segments(head, &normalized, options);
-        finish(parts, format!("{head}{normalized}"))
+        let mut parts = Vec::new();
+        let mut spoken = head.to_owned();
+        for block in self.blocks(body, options)? {
+            match block {
+                Block::Text(text) => {
+                    if !spoken.is_empty() && !spoken.ends_with(['>', ']']) {
+                        spoken.push(' ');
+                    }
+                    spoken.push_str(text.trim());
+                    parts.extend(self.segments(head, &text, options));
+                }
+                Block::Pause(duration) => {
+                    spoken.push_str(&format!("[pause:{}ms]", duration.as_secs_f64() * 1e3));
+                    parts.push(Part::Pause { duration });
+                }
+            }
+        }
+        finish(parts, spoken)
     }
 
-    /// Prepares the text of a prompt recording: normalised as a text to speak, but in one piece.
+    /// Prepares the text of a prompt recording: normalised as a text to speak, but in one piece. Pauses in it are dropped.
     ///
     /// # Errors
     /// As [`Frontend::prepare`], except that an empty text is allowed.
@@ -159,11 +187,19 @@ impl Frontend {
         text: &str,
         options: &TextOptions,
     ) -> Result<PreparedPrompt, TextError> {
-        let text = match options.normalization {
-            Normalization::Official => self.official(text)?.text,
-            _ => self.normalized(text, options),
-        };
-        Ok(self.prompt(text))
+        if options.normalization == Normalization::Official {
+            return Ok(self.prompt(self.official(text)?.text));
+        }
+        let mut whole = String::new();
+        for block in self.blocks(text, options)? {
+            if let Block::Text(text) = block {
+                if !whole.is_empty() {
+                    whole.push(' ');
+                }
+                whole.push_str(text.trim());
+            }
+        }
+        Ok(self.prompt(whole))
     }
 
     /// Prepares an instruction: as it is, ended by `<|endofprompt|>`, which is added where it is missing.
@@ -210,30 +246,88 @@ impl Frontend {
         finish(parts, official.text)
     }
 
-    /// The spoken form of a text with tags.
-    fn normalized(&self, text: &str, options: &TextOptions) -> String {
-        if options.normalization == Normalization::Off {
-            return text.to_owned();
-        }
+    /// The text between pauses, spoken, with the pauses.
+    fn blocks(&self, text: &str, options: &TextOptions) -> Result<Vec<Block>, TextError> {
+        pinyin::check(text, &self.tags)?;
         let around = options
             .language
             .or_else(|| Language::detect(text))
             .unwrap_or(Language::English);
-        let mut out = String::with_capacity(text.len());
+        let mut blocks = Vec::new();
+        let mut current = String::new();
+        for item in markup::parse(text, &self.tags)? {
+            match item {
+                Item::Text {
+                    text,
+                    language,
+                    say_as,
+                } => {
+                    let language = language.or(options.language);
+                    match say_as {
+                        Some(kind) => {
+                            current.push_str(&kind.read(&text, language.unwrap_or(around)))
+                        }
+                        None => self.speak(&text, language, around, options, &mut current),
+                    }
+                }
+                Item::End => end_sentence(&mut current, around),
+                Item::Pause(duration) => {
+                    push_text(&mut blocks, &mut current, options);
+                    blocks.push(Block::Pause(duration));
+                }
+            }
+        }
+        push_text(&mut blocks, &mut current, options);
+        Ok(blocks)
+    }
+
+    /// Appends the spoken form of a text with tags and words of the lexicons.
+    fn speak(
+        &self,
+        text: &str,
+        language: Option<Language>,
+        around: Language,
+        options: &TextOptions,
+        out: &mut String,
+    ) {
         for run in self.tags.split(text) {
             match run {
                 Run::Tag(tag) => out.push_str(tag),
                 Run::Plain(plain) => {
-                    out.push_str(&normalize::spoken(
-                        plain,
-                        options.language,
-                        around,
-                        options.normalization,
-                    ));
+                    let mut start = 0;
+                    for (from, to, replacement) in self.lexicon_words(plain, options) {
+                        read(&plain[start..from], language, around, options, out);
+                        out.push_str(replacement);
+                        start = to;
+                    }
+                    read(&plain[start..], language, around, options, out);
                 }
             }
         }
-        out
+    }
+
+    /// Words of the lexicons in `text`: from, to, replacement.
+    fn lexicon_words<'a>(
+        &'a self,
+        text: &str,
+        options: &'a TextOptions,
+    ) -> Vec<(usize, usize, &'a str)> {
+        let lexicons: Vec<&Lexicon> = [&options.lexicon, &self.options.lexicon]
+            .into_iter()
+            .filter_map(|l| l.as_deref().filter(|l| !l.is_empty()))
+            .collect();
+        let mut words = Vec::new();
+        let mut position = 0;
+        while let (false, Some(c)) = (lexicons.is_empty(), text[position..].chars().next()) {
+            match lexicons.iter().find_map(|l| l.at(text, position)) {
+                Some((len, replacement)) => {
+                    words.push((position, position + len, replacement));
+                    position += len;
+                }
+                None => position += c.len_utf8(),
+            }
+        }
+        words
     }
 
     fn segments(&self, head: &str, text: &str, options: &TextOptions) -> Vec<Part> {
@@ -274,6 +368,41 @@ impl Frontend {
         })
         .collect()
     }
+}
+
+/// Appends the spoken form of a text without tags.
+fn read(
+    text: &str,
+    language: Option<Language>,
+    around: Language,
+    options: &TextOptions,
+    out: &mut String,
+) {
+    match options.normalization {
+        Normalization::Off => out.push_str(text),
+        mode => out.push_str(&normalize::spoken(text, language, around, mode)),
+    }
+}
+
+/// Ends the sentence that `text` has come to.
+fn end_sentence(text: &mut String, around: Language) {
+    text.truncate(text.trim_end().len());
+    let language = Language::detect(text).unwrap_or(around);
+    segment::close(text, language);
+    if !text.is_empty() {
+        text.push(' ');
+    }
+}
+
+fn push_text(blocks: &mut Vec<Block>, current: &mut String, options: &TextOptions) {
+    if !current.trim().is_empty() {
+        let text = match options.normalization {
+            Normalization::Off => std::mem::take(current),
+            _ => normalize::lines(current),
+        };
+        blocks.push(Block::Text(text));
+    }
+    current.clear();
 }
 
 /// Whether anything in `text` can be spoken: a letter, a digit, or a tag that makes a sound.

@@ -13,22 +13,20 @@ pub(super) struct Arc {
     pub(super) next: u32,
 }
 
-/// A transducer: bytes in, bytes out; label 0 is epsilon.
+/// A transducer: bytes in, bytes out; label 0 is epsilon. Arcs that read nothing lead to states of greater number.
 #[derive(Debug)]
-pub(super) struct Fst {
+pub struct Fst {
     pub(super) start: u32,
     /// Arcs of state `s` are `arcs[first[s]..first[s + 1]]`, sorted by input label.
     first: Vec<u32>,
     arcs: Vec<Arc>,
     /// Cost of ending in each state, where that is allowed.
     pub(super) finals: Vec<Option<f32>>,
-    /// Position of each state in a topological order of the input-epsilon arcs.
-    pub(super) rank: Vec<u32>,
 }
 
 /// Why a packed grammar cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum FstError {
+pub enum FstError {
     #[error("not gzip data: {0}")]
     Gzip(String),
     #[error("not a packed grammar")]
@@ -76,7 +74,7 @@ impl Fst {
     ///
     /// # Errors
     /// [`FstError`] for anything that `grammars/pack.py` would not write.
-    pub(super) fn from_gzip(bytes: &[u8]) -> Result<Self, FstError> {
+    pub fn from_gzip(bytes: &[u8]) -> Result<Self, FstError> {
         let mut unpacked = Vec::new();
         flate2::read::GzDecoder::new(bytes)
             .take(1 << 27)
@@ -89,7 +87,7 @@ impl Fst {
     ///
     /// # Errors
     /// [`FstError`] for anything that `grammars/pack.py` would not write.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, FstError> {
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, FstError> {
         let mut bytes = Bytes(bytes);
         if bytes.take(5)? != b"FSTP1" {
             return Err(FstError::Magic);
@@ -131,40 +129,49 @@ impl Fst {
             .iter()
             .map(|&f| usize::from(f).checked_sub(1).map(weight).transpose())
             .collect::<Result<Vec<_>, _>>()?;
-        let (inputs, outputs) = (bytes.take(arcs)?, bytes.take(arcs)?);
-        let costs = bytes.take(arcs)?;
-        let mut table = Vec::with_capacity(arcs);
-        for state in 0..states {
-            for i in first[state as usize] as usize..first[state as usize + 1] as usize {
-                let next = i64::from(state)
-                    .checked_add(bytes.signed()?)
-                    .filter(|n| (0..i64::from(states)).contains(n))
-                    .ok_or(FstError::Invalid("an arc leaves the grammar"))?;
-                table.push(Arc {
-                    input: inputs[i],
-                    output: outputs[i],
-                    cost: weight(usize::from(costs[i]))?,
-                    next: next as u32,
-                });
-            }
-        }
-        let mut fst = Self {
+        let arcs = read_arcs(&mut bytes, &first, weight)?;
+        let fst = Self {
             start,
             first,
-            arcs: table,
+            arcs,
             finals,
-            rank: Vec::new(),
         };
-        let sorted = (0..states).all(|s| fst.arcs_of(s).is_sorted_by_key(|a| a.input));
-        if !sorted {
+        if !(0..states).all(|s| fst.arcs_of(s).is_sorted_by_key(|a| a.input)) {
             return Err(FstError::Invalid("arcs are not sorted"));
         }
-        fst.rank = fst.epsilon_order()?;
-        Ok(fst)
+        let rank = fst.epsilon_order()?;
+        Ok(fst.renumbered(&rank))
+    }
+
+    /// The same machine with state `s` called `rank[s]`.
+    fn renumbered(&self, rank: &[u32]) -> Self {
+        let mut old = vec![0u32; rank.len()];
+        for (state, &new) in rank.iter().enumerate() {
+            old[new as usize] = state as u32;
+        }
+        let mut first = vec![0u32];
+        let mut arcs = Vec::with_capacity(self.arcs.len());
+        for &state in &old {
+            arcs.extend(self.arcs_of(state).iter().map(|arc| Arc {
+                next: rank[arc.next as usize],
+                ..*arc
+            }));
+            first.push(arcs.len() as u32);
+        }
+        let finals = old
+            .iter()
+            .map(|&state| self.finals[state as usize])
+            .collect();
+        Self {
+            start: rank[self.start as usize],
+            first,
+            arcs,
+            finals,
+        }
     }
 
     /// Number of states.
-    pub(super) fn states(&self) -> usize {
+    pub fn states(&self) -> usize {
         self.finals.len()
     }
 
@@ -223,5 +230,67 @@ impl Fst {
         } else {
             Err(FstError::Invalid("epsilon arcs form a cycle"))
         }
+    }
+}
+
+fn read_arcs(
+    bytes: &mut Bytes,
+    first: &[u32],
+    weight: impl Fn(usize) -> Result<f32, FstError>,
+) -> Result<Vec<Arc>, FstError> {
+    let states = first.len() as i64 - 1;
+    let count = first.last().map_or(0, |&n| n as usize);
+    let (inputs, outputs, costs) = (bytes.take(count)?, bytes.take(count)?, bytes.take(count)?);
+    let mut arcs = Vec::with_capacity(count);
+    for (state, range) in first.windows(2).enumerate() {
+        for i in range[0] as usize..range[1] as usize {
+            let next = (state as i64)
+                .checked_add(bytes.signed()?)
+                .filter(|n| (0..states).contains(n))
+                .ok_or(FstError::Invalid("an arc leaves the grammar"))?;
+            arcs.push(Arc {
+                input: inputs[i],
+                output: outputs[i],
+                cost: weight(usize::from(costs[i]))?,
+                next: next as u32,
+            });
+        }
+    }
+    Ok(arcs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One state that reads `a` and writes `b`.
+    const TINY: &[u8] = b"FSTP1\x00\x01\x01\x01\0\0\0\0\x01\x01ab\0\0";
+
+    #[test]
+    fn a_tiny_machine_is_read() {
+        let fst = Fst::from_bytes(TINY).unwrap();
+        assert_eq!((fst.states(), fst.arcs_on(0, b'a')), (1, 0..1));
+        assert_eq!(fst.arc(0).output, b'b');
+    }
+
+    #[test]
+    fn damage_is_refused() {
+        for len in 0..TINY.len() {
+            assert!(Fst::from_bytes(&TINY[..len]).is_err(), "{len} bytes");
+        }
+        for i in 0..TINY.len() {
+            let mut damaged = TINY.to_vec();
+            damaged[i] ^= 0x80;
+            // Labels may be anything; what counts is that nothing panics.
+            let _ = Fst::from_bytes(&damaged);
+        }
+        assert_eq!(
+            Fst::from_gzip(b"no gzip")
+                .unwrap_err()
+                .to_string()
+                .split(':')
+                .next(),
+            Some("not gzip data")
+        );
     }
 }

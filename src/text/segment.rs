@@ -197,3 +197,90 @@ pub(super) fn close(segment: &mut String, language: Language) {
         segment.push(if language.is_unspaced() { '。' } else { '.' });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A stand-in for a tokenizer: a token per word and mark, and per character of scripts without spaces.
+    fn count(text: &str) -> usize {
+        let words = text
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .filter(|w| !w.is_empty())
+            .count();
+        words
+            + text
+                .chars()
+                .filter(|c| !c.is_ascii_alphanumeric() && !c.is_whitespace())
+                .count()
+    }
+
+    fn tags() -> Tags {
+        Tags::new(["[laughter]", "<strong>", "</strong>"])
+    }
+
+    fn squeezed(text: &str) -> String {
+        text.chars().filter(|c| !c.is_whitespace()).collect()
+    }
+
+    #[test]
+    fn sentences_are_kept_together_and_endings_balanced() {
+        let limits = Limits { max: 12, short: 4 };
+        let text = "One two three four five. Six seven eight nine ten. Eleven.";
+        assert_eq!(
+            split(text, &tags(), &count, limits),
+            [
+                "One two three four five. Six seven eight nine ten.",
+                "Eleven."
+            ]
+        );
+        let text = "Dr. A. Smith came at 3.14 sharp. He left.";
+        assert_eq!(
+            split(text, &tags(), &count, Limits { max: 10, short: 1 }).last(),
+            Some(&"He left.")
+        );
+        let long = "一二三四五，六七八九十，甲乙丙丁戊己庚辛壬癸子丑寅卯";
+        assert_eq!(
+            split(long, &tags(), &count, limits),
+            [
+                "一二三四五，六七八九十，",
+                "甲乙丙丁戊己庚辛壬癸",
+                "子丑寅卯"
+            ]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn segments_hold_the_text_within_the_limit(
+            pieces in prop::collection::vec(
+                prop::sample::select(vec![
+                    "hello", " ", "world.", "。", "你好", "，", "[laughter]", "<strong>", "</strong>", "<|zh|>", "3.14", "!", "😀", "\n",
+                    "\"", "”", "…", "e\u{301}", "日本語です", "A. B.", "…?", "[", "<|", "https://a.b/c", "\u{3000}",
+                ]),
+                0..120,
+            ),
+            max in 5usize..40,
+        ) {
+            let text: String = pieces.concat();
+            let segments = split(&text, &tags(), &count, Limits { max, short: max / 4 });
+            prop_assert_eq!(squeezed(&segments.concat()), squeezed(&text));
+            for segment in &segments {
+                prop_assert!(count(segment) <= max || !segment.contains(' '), "{} tokens in {segment}", count(segment));
+                for tag in ["[laughter]", "<strong>"] {
+                    let whole = segment.matches(tag).count();
+                    let opened = segment.matches(&tag[..tag.len() - 1]).count();
+                    prop_assert_eq!(whole, opened, "a tag is cut in {}", segment);
+                }
+            }
+        }
+
+        #[test]
+        fn any_text_is_split(text in any::<String>(), max in 1usize..50) {
+            let segments = split(&text, &tags(), &count, Limits { max, short: max / 4 });
+            prop_assert_eq!(squeezed(&segments.concat()), squeezed(&text));
+        }
+    }
+}

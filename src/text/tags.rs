@@ -13,11 +13,11 @@ pub(super) struct Tags {
 
 impl Tags {
     pub(super) fn of(tokenizer: &Tokenizer) -> Self {
-        let mut known: Vec<String> = tokenizer
-            .special_tokens()
-            .iter()
-            .map(|(t, _)| t.clone())
-            .collect();
+        Self::new(tokenizer.special_tokens().iter().map(|(t, _)| t.as_str()))
+    }
+
+    pub(super) fn new<'a>(known: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut known: Vec<String> = known.into_iter().map(String::from).collect();
         // The longest first, so that a tag which begins like a shorter one is found whole.
         known.sort_by_key(|t| std::cmp::Reverse(t.len()));
         Self { known }

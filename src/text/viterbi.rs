@@ -48,17 +48,17 @@ enum Order {
 
 /// Working memory of the search, kept between texts.
 #[derive(Debug, Default)]
-pub(super) struct Search {
+pub struct Search {
     nodes: Vec<Node>,
     links: Vec<Link>,
-    /// `nodes[offsets[i]..offsets[i + 1]]` are at position `base + i`, by rank of their states.
+    /// `nodes[offsets[i]..offsets[i + 1]]` are at position `base + i`, by state.
     offsets: Vec<usize>,
     base: usize,
     /// Per state, while queued for the position being built: cheapest cost, and the links that give it.
     cost: Vec<f32>,
     heads: Vec<u32>,
     queued: Vec<bool>,
-    queue: BinaryHeap<Reverse<(u32, u32)>>,
+    queue: BinaryHeap<Reverse<u32>>,
     output: Vec<u8>,
 }
 
@@ -71,7 +71,7 @@ struct Task<'a> {
 
 impl Search {
     /// The output of the best path of `input` through `fst`; `None` when no path accepts it. Time is linear in the input.
-    pub(super) fn transduce(&mut self, fst: &Fst, input: &[u8]) -> Option<Vec<u8>> {
+    pub fn transduce(&mut self, fst: &Fst, input: &[u8]) -> Option<Vec<u8>> {
         let task = Task { fst, input };
         self.start(task);
         let mut commit_at = COMMIT_NODES;
@@ -118,7 +118,7 @@ impl Search {
         self.offsets.push(0);
         self.base = 0;
         self.output.clear();
-        self.enqueue(task.fst, task.fst.start, 0.0, NONE);
+        self.enqueue(task.fst.start, 0.0, NONE);
         self.settle(task.fst, 0);
     }
 
@@ -127,12 +127,12 @@ impl Search {
         self.offsets[self.offsets.len() - 2]..self.offsets[self.offsets.len() - 1]
     }
 
-    fn enqueue(&mut self, fst: &Fst, state: u32, cost: f32, head: u32) {
+    fn enqueue(&mut self, state: u32, cost: f32, head: u32) {
         let slot = state as usize;
         self.queued[slot] = true;
         self.cost[slot] = cost;
         self.heads[slot] = head;
-        self.queue.push(Reverse((fst.rank[slot], state)));
+        self.queue.push(Reverse(state));
     }
 
     /// Takes `arc` from `node`, whose cost is given, into the position being built.
@@ -154,13 +154,13 @@ impl Search {
             self.cost[slot] = cost;
             self.heads[slot] = head;
         } else {
-            self.enqueue(fst, taken.next, cost, head);
+            self.enqueue(taken.next, cost, head);
         }
     }
 
     /// Turns everything queued into the nodes of `position`, following input-epsilon arcs.
     fn settle(&mut self, fst: &Fst, position: u32) {
-        while let Some(Reverse((_, state))) = self.queue.pop() {
+        while let Some(Reverse(state)) = self.queue.pop() {
             let slot = state as usize;
             self.queued[slot] = false;
             let (cost, links) = (self.cost[slot], self.heads[slot]);
@@ -224,9 +224,7 @@ impl Search {
         let arc = fst.arc(arc);
         let position = node.position as usize + usize::from(arc.input != 0) - self.base;
         let range = *self.offsets.get(position)?..*self.offsets.get(position + 1)?;
-        let rank = fst.rank[arc.next as usize];
-        let found =
-            self.nodes[range.clone()].binary_search_by_key(&rank, |n| fst.rank[n.state as usize]);
+        let found = self.nodes[range.clone()].binary_search_by_key(&arc.next, |n| n.state);
         found.ok().map(|i| range.start + i)
     }
 

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 
 use super::TextError;
 use super::fst::Fst;
+use super::language::Language;
 use super::official::contains_chinese;
 use super::unicode::decimal;
 use super::viterbi::Search;
@@ -96,6 +97,30 @@ pub fn official_normalize(text: &str) -> Result<String, TextError> {
         .ok_or_else(|| TextError::official("wetext.Normalizer.normalize", "AssertionError"))
 }
 
+/// The grammar of wetext 0.1.8 alone, without any rule of ours: Chinese, English or Japanese.
+///
+/// `None` for another language, and where the grammar has no reading.
+pub fn grammar_normalize(text: &str, language: Language) -> Option<String> {
+    let grammar = match language {
+        Language::Chinese => &CHINESE,
+        Language::English => &ENGLISH,
+        Language::Japanese => &JAPANESE,
+        Language::Korean | Language::Other => return None,
+    };
+    grammar.normalize(text)
+}
+
+/// What the same grammar's verbaliser is given: the tagged text, its fields in speaking order.
+pub fn grammar_tokens(text: &str, language: Language) -> Option<String> {
+    let grammar = match language {
+        Language::Chinese => &CHINESE,
+        Language::English => &ENGLISH,
+        Language::Japanese => &JAPANESE,
+        Language::Korean | Language::Other => return None,
+    };
+    SEARCH.with_borrow_mut(|search| grammar.tokens(search, text))
+}
+
 impl Grammar {
     /// The spoken form of `text`; `None` when the grammar has no reading of it.
     pub(super) fn normalize(&self, text: &str) -> Option<String> {
@@ -105,6 +130,11 @@ impl Grammar {
             let ordered = self.reorder(&tagged)?;
             String::from_utf8(search.transduce(&self.verbalizer, ordered.as_bytes())?).ok()
         })
+    }
+
+    fn tokens(&self, search: &mut Search, text: &str) -> Option<String> {
+        let tagged = String::from_utf8(search.transduce(&self.tagger, text.as_bytes())?).ok()?;
+        self.reorder(&tagged)
     }
 
     /// Puts the fields of every token in speaking order.

@@ -7,5 +7,6 @@ mod llm;
 mod speaker;
 mod speech_tokens;
 mod text;
+mod text_readings;
 mod vocoder;
 mod voice;
