@@ -14,6 +14,7 @@ mod convert;
 mod doctor;
 mod inspect;
 mod model;
+mod normalize;
 mod output;
 mod serve;
 mod synth;
@@ -47,6 +48,8 @@ enum Command {
     Convert(convert::Args),
     /// Measure tokens per second and real-time factors, beside the machine's own limits.
     Bench(bench::Args),
+    /// Show how texts are read: language, spoken form, segments and token counts.
+    Normalize(normalize::Args),
     /// Say what this machine and model offer, and what would be used.
     Doctor(doctor::Args),
 }
@@ -67,6 +70,7 @@ pub fn run() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Normalize(args) => normalize::run(&args),
         Command::Doctor(args) => doctor::run(args),
     };
     match result {

@@ -13,35 +13,35 @@ use crate::text::{Frontend, FrontendOptions, Language, Lexicon, Normalization, P
 
 /// Show how texts are read: language, spoken form, segments and token counts.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     /// The text; without it and without --file, lines of standard input
     #[arg(conflicts_with = "file")]
-    pub text: Option<String>,
+    pub(super) text: Option<String>,
     /// A file with one text per line
     #[arg(long, value_name = "FILE")]
-    pub file: Option<PathBuf>,
+    pub(super) file: Option<PathBuf>,
     /// Folder of the checkpoint, whose tokenizer counts
     #[arg(long, value_name = "DIR", env = "MODEL_DIR")]
-    pub model: PathBuf,
+    pub(super) model: PathBuf,
     /// Language of all texts (zh, en, ja, ko, ...); told from the script where not given
     #[arg(long)]
-    pub language: Option<Language>,
+    pub(super) language: Option<Language>,
     /// auto, on, off or official
     #[arg(long, default_value = "auto")]
-    pub text_normalization: Normalization,
+    pub(super) text_normalization: Normalization,
     /// A file of lines "word<TAB>replacement"
     #[arg(long, value_name = "FILE")]
-    pub lexicon: Option<PathBuf>,
+    pub(super) lexicon: Option<PathBuf>,
     /// One JSON object per line
     #[arg(long)]
-    pub json: bool,
+    pub(super) json: bool,
 }
 
 /// Writes the reports to standard output.
 ///
 /// # Errors
 /// When a file cannot be read; and at the end when a text could not be prepared, after all others were.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let tokenizer = Tokenizer::load(&args.model)?;
     let lexicon = args.lexicon.as_deref().map(read_lexicon).transpose()?;
     let frontend = Frontend::new(Arc::new(tokenizer), FrontendOptions::default());

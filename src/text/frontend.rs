@@ -249,7 +249,7 @@ impl Frontend {
     /// The text between pauses, spoken, with the pauses.
     fn blocks(&self, text: &str, options: &TextOptions) -> Result<Vec<Block>, TextError> {
         pinyin::check(text, &self.tags)?;
-        let around = options
+        let mut around = options
             .language
             .or_else(|| Language::detect(text))
             .unwrap_or(Language::English);
@@ -267,7 +267,7 @@ impl Frontend {
                         Some(kind) => {
                             current.push_str(&kind.read(&text, language.unwrap_or(around)))
                         }
-                        None => self.speak(&text, language, around, options, &mut current),
+                        None => self.speak(&text, language, &mut around, options, &mut current),
                     }
                 }
                 Item::End => end_sentence(&mut current, around),
@@ -286,7 +286,7 @@ impl Frontend {
         &self,
         text: &str,
         language: Option<Language>,
-        around: Language,
+        around: &mut Language,
         options: &TextOptions,
         out: &mut String,
     ) {
@@ -296,11 +296,16 @@ impl Frontend {
                 Run::Plain(plain) => {
                     let mut start = 0;
                     for (from, to, replacement) in self.lexicon_words(plain, options) {
-                        read(&plain[start..from], language, around, options, out);
+                        read(&plain[start..from], language, *around, options, out);
                         out.push_str(replacement);
                         start = to;
                     }
-                    read(&plain[start..], language, around, options, out);
+                    read(&plain[start..], language, *around, options, out);
+                    // What follows without letters, behind a tag say, is read in the language of what stands before it.
+                    let sentence = plain
+                        .rsplit(['。', '！', '？', '\n'])
+                        .find(|s| Language::detect(s).is_some());
+                    *around = sentence.and_then(Language::detect).unwrap_or(*around);
                 }
             }
         }

@@ -129,6 +129,7 @@ pub(super) fn zh_cardinal(digits: &str) -> String {
         if place == 0 {
             if written {
                 out.push_str(ZH_SCALES[scale]);
+                zero = false;
             }
             written = false;
         }
