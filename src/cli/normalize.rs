@@ -9,7 +9,10 @@ use std::sync::Arc;
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use crate::text::{Frontend, FrontendOptions, Language, Lexicon, Normalization, Part, Prepared, TextOptions, Tokenizer};
+use crate::text::{
+    Frontend, FrontendOptions, Language, Lexicon, Normalization, Part, Prepared, TextOptions,
+    Tokenizer,
+};
 
 /// Show how texts are read: language, spoken form, segments and token counts.
 #[derive(Debug, clap::Args)]
@@ -59,7 +62,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         let written = match (&prepared, args.json) {
             (Ok(prepared), true) => writeln!(out, "{}", report(&line, prepared)),
             (Ok(prepared), false) => table(&mut out, prepared),
-            (Err(error), true) => writeln!(out, "{}", json!({ "text": line, "error": error.to_string() })),
+            (Err(error), true) => writeln!(
+                out,
+                "{}",
+                json!({ "text": line, "error": error.to_string() })
+            ),
             (Err(error), false) => writeln!(out, "error       {error}\n"),
         };
         match written {
@@ -80,7 +87,8 @@ fn read_lexicon(path: &Path) -> anyhow::Result<Lexicon> {
 type Lines = Box<dyn Iterator<Item = io::Result<String>>>;
 
 fn lines(args: &Args) -> anyhow::Result<Lines> {
-    let not_blank = |line: &io::Result<String>| line.as_ref().map_or(true, |l| !l.trim().is_empty());
+    let not_blank =
+        |line: &io::Result<String>| line.as_ref().map_or(true, |l| !l.trim().is_empty());
     Ok(match (&args.text, &args.file) {
         (Some(text), _) => Box::new(std::iter::once(Ok(text.clone()))),
         (None, Some(path)) => {
@@ -94,10 +102,14 @@ fn lines(args: &Args) -> anyhow::Result<Lines> {
 /// The language that most of the tokens are in.
 fn language(prepared: &Prepared) -> Option<Language> {
     let speech = prepared.parts.iter().filter_map(|part| match part {
-        Part::Speech { tokens, language, .. } => Some((tokens.len(), *language)),
+        Part::Speech {
+            tokens, language, ..
+        } => Some((tokens.len(), *language)),
         Part::Pause { .. } => None,
     });
-    speech.max_by_key(|&(tokens, _)| tokens).map(|(_, language)| language)
+    speech
+        .max_by_key(|&(tokens, _)| tokens)
+        .map(|(_, language)| language)
 }
 
 fn report(text: &str, prepared: &Prepared) -> Value {
@@ -105,7 +117,11 @@ fn report(text: &str, prepared: &Prepared) -> Value {
         .parts
         .iter()
         .map(|part| match part {
-            Part::Speech { text, tokens, language } => {
+            Part::Speech {
+                text,
+                tokens,
+                language,
+            } => {
                 json!({ "text": text, "language": language.code(), "tokens": tokens.len() })
             }
             Part::Pause { duration } => json!({ "pause_ms": duration.as_secs_f64() * 1e3 }),
@@ -126,10 +142,20 @@ fn table(out: &mut impl Write, prepared: &Prepared) -> io::Result<()> {
     writeln!(out, "normalized  {}", prepared.normalized_text)?;
     for part in &prepared.parts {
         match part {
-            Part::Speech { text, tokens, language } => {
-                writeln!(out, "segment     {language} {:>4} tokens  {text}", tokens.len())?;
+            Part::Speech {
+                text,
+                tokens,
+                language,
+            } => {
+                writeln!(
+                    out,
+                    "segment     {language} {:>4} tokens  {text}",
+                    tokens.len()
+                )?;
             }
-            Part::Pause { duration } => writeln!(out, "pause       {} ms", duration.as_secs_f64() * 1e3)?,
+            Part::Pause { duration } => {
+                writeln!(out, "pause       {} ms", duration.as_secs_f64() * 1e3)?
+            }
         }
     }
     writeln!(out)
