@@ -243,9 +243,7 @@ fn explain(error: Error, field: &'static str) -> SynthesisError {
             word: "nothing_to_say",
             message,
         },
-        Error::Text(TextError::TokenizerFile { .. }) => {
-            SynthesisError::Internal(message)
-        }
+        Error::Text(TextError::TokenizerFile { .. }) => SynthesisError::Internal(message),
         Error::Text(_) => SynthesisError::Field {
             field,
             word: "unreadable_text",
