@@ -1,7 +1,10 @@
 //! The CPU backend: the specification of every op ([`reference`]), and its fast path beside it.
 //!
 //! Activations are f32. Weights of linear layers are kept in the precision of [`CpuOptions::weights`]; convolutions and
-//! everything else stay f32.
+//! everything else stay f32. A row's bytes depend on its own sequence alone: not on its batch, nor on the number of threads.
+//!
+//! Fast paths exist for AVX2 with FMA, chosen at run time ([`Isa`]); they have been run on AMD Zen 3. Everywhere else the portable loops run.
+//! CPUs with AVX-512 or AMX take the AVX2 paths: there are no kernels for them yet.
 
 mod attention;
 mod buffer;
@@ -44,7 +47,7 @@ use pool::Pool;
 /// In what precision the weights of linear layers are kept. Products accumulate in f32 always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightPrecision {
-    /// As exact as the checkpoint.
+    /// As exact as the checkpoint. What must agree with the reference to the bit (speech tokens of a prompt) needs this.
     #[default]
     F32,
     /// Rounded to the nearest bf16: half the bytes to read per token.
