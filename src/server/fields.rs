@@ -24,17 +24,20 @@ impl Reader {
         }
     }
 
-    /// Reads a query string; its values are text as those of forms.
+    /// Reads a query string; its values are text as those of forms. A name given twice is a fault.
     pub(super) fn of_query(query: Option<&str>) -> Self {
-        let pairs = urlencoded::pairs(query.unwrap_or_default().as_bytes());
-        let field = |bytes: Vec<u8>| Field::Form {
-            bytes: bytes.into(),
-            file_name: None,
-        };
-        let named = |(name, value): (Vec<u8>, Vec<u8>)| {
-            (String::from_utf8_lossy(&name).into_owned(), field(value))
-        };
-        Self::new(pairs.into_iter().map(named).collect())
+        let mut reader = Self::new(Fields::new());
+        for (name, value) in urlencoded::pairs(query.unwrap_or_default().as_bytes()) {
+            let name = String::from_utf8_lossy(&name).into_owned();
+            let field = Field::Form {
+                bytes: value.into(),
+                file_name: None,
+            };
+            if reader.fields.insert(name.clone(), field).is_some() {
+                reader.fault(&name, "is given more than once");
+            }
+        }
+        reader
     }
 
     pub(super) fn fault(&mut self, name: &str, message: impl Into<String>) {

@@ -15,7 +15,7 @@ use crate::audio;
 use crate::engine::{self, EngineError, EngineStats, Job, Mode, Request, Synthesizer, VoiceChoice};
 use crate::error::Error;
 use crate::model::voice::{Voice, VoiceError};
-use crate::text::{self, Language, TextError, TextOptions};
+use crate::text::{self, Language, Lexicon, TextError, TextOptions};
 
 /// Largest prompt file that is decoded.
 const MAX_PROMPT_BYTES: usize = 50 << 20;
@@ -136,6 +136,13 @@ impl Synthesis for Speaker {
             .as_deref()
             .map(str::parse::<Language>)
             .transpose();
+        let lexicon = match utterance.lexicon.is_empty() {
+            true => None,
+            false => Some(Arc::new(
+                Lexicon::from_pairs(&utterance.lexicon)
+                    .map_err(|e| explain(e.into(), "lexicon"))?,
+            )),
+        };
         let text_options = TextOptions {
             language: language.map_err(|e| SynthesisError::Field {
                 field: "language",
@@ -147,10 +154,10 @@ impl Synthesis for Speaker {
                 Normalization::On => text::Normalization::On,
                 Normalization::Off => text::Normalization::Off,
             },
-            ..TextOptions::default()
+            lexicon,
         };
         let prepared = self.synthesizer.prepare(&engine::Utterance {
-            text: replace_words(&utterance.text, &utterance.lexicon),
+            text: utterance.text.clone(),
             mode: self.mode(utterance, voice),
             voice: VoiceChoice::Given(Arc::clone(voice)),
             text_options,
@@ -190,49 +197,6 @@ fn add_numbered_names(voices: &mut Vec<BuiltinVoice>) {
     voices.extend(numbered);
 }
 
-/// Puts the lexicon's replacements in place of its words where they stand alone; the longest word wins.
-fn replace_words(text: &str, lexicon: &std::collections::BTreeMap<String, String>) -> String {
-    let mut words: Vec<(&str, &str)> = lexicon
-        .iter()
-        .map(|(w, r)| (w.as_str(), r.as_str()))
-        .collect();
-    words.sort_by_key(|(word, _)| std::cmp::Reverse(word.len()));
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    let mut before = ' ';
-    while let Some(next) = rest.chars().next() {
-        let found = words.iter().find(|(word, _)| {
-            let after = rest
-                .strip_prefix(word)
-                .map(|r| r.chars().next().unwrap_or(' '));
-            let (first, last) = (
-                word.chars().next().unwrap_or(' '),
-                word.chars().next_back().unwrap_or(' '),
-            );
-            after.is_some_and(|after| !joins(before, first) && !joins(last, after))
-        });
-        let length = match found {
-            Some((word, replacement)) => {
-                out.push_str(replacement);
-                word.len()
-            }
-            None => {
-                out.push(next);
-                next.len_utf8()
-            }
-        };
-        before = rest[..length].chars().next_back().unwrap_or(' ');
-        rest = &rest[length..];
-    }
-    out
-}
-
-/// Whether two neighbours belong to one word. Scripts without spaces have no such words.
-fn joins(a: char, b: char) -> bool {
-    let spaced = |c: char| c.is_alphanumeric() && !('\u{2e80}'..='\u{d7af}').contains(&c);
-    spaced(a) && spaced(b)
-}
-
 /// What a user can do about an error of text or voice.
 fn explain(error: Error, field: &'static str) -> SynthesisError {
     let message = error.to_string();
@@ -244,33 +208,18 @@ fn explain(error: Error, field: &'static str) -> SynthesisError {
             message,
         },
         Error::Text(TextError::TokenizerFile { .. }) => SynthesisError::Internal(message),
-        Error::Text(_) => SynthesisError::Field {
+        Error::Text(error) => SynthesisError::Field {
             field,
-            word: "unreadable_text",
+            word: match error {
+                TextError::Ssml { .. } => "malformed_ssml",
+                TextError::Pause { .. } => "malformed_pause",
+                TextError::Lexicon { .. } => "malformed_lexicon",
+                TextError::Pinyin { .. } => "unknown_pinyin",
+                _ => "unreadable_text",
+            },
             message,
         },
         Error::VoiceLacks(_) | Error::NoVoiceEncoder => SynthesisError::VoiceUnsuitable(message),
         _ => SynthesisError::Internal(message),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lexicon_words_are_replaced_where_they_stand_alone() {
-        let lexicon = [
-            ("SQL", "sequel"),
-            ("SQL Server", "sequel server"),
-            ("行", "xing"),
-        ];
-        let lexicon = lexicon.map(|(w, r)| (w.to_owned(), r.to_owned())).into();
-        assert_eq!(
-            replace_words("SQL, MySQL, SQLite; SQL Server!", &lexicon),
-            "sequel, MySQL, SQLite; sequel server!"
-        );
-        assert_eq!(replace_words("不行了", &lexicon), "不xing了");
-        assert_eq!(replace_words("", &lexicon), "");
     }
 }

@@ -168,10 +168,9 @@ fn idempotency(context: &Context, submit: &Submit) -> Result<Option<Idempotency>
     let Some(value) = context.headers.get("idempotency-key") else {
         return Ok(None);
     };
-    let key = value
-        .to_str()
-        .ok()
-        .filter(|k| !k.is_empty() && k.len() <= MAX_KEY);
+    let visible = |k: &&str| k.bytes().all(|b| b.is_ascii_graphic());
+    let key = value.to_str().ok().filter(visible);
+    let key = key.filter(|k| !k.is_empty() && k.len() <= MAX_KEY);
     let Some(key) = key else {
         let message = "Idempotency-Key must be 1 to 255 visible ASCII characters";
         return Err(ApiError::new(

@@ -1,0 +1,88 @@
+"""Drives the web page in headless Chromium: `python tests/clients/page.py http://localhost:8000 page.png`.
+
+Types, speaks, waits for the player, saves a screenshot; any script error or refused resource fails it. Needs `chromium` and aiohttp.
+"""
+
+import asyncio
+import base64
+import subprocess
+import sys
+import tempfile
+
+import aiohttp
+
+BASE = sys.argv[1].rstrip("/") if len(sys.argv) > 1 else "http://localhost:8000"
+PICTURE = sys.argv[2] if len(sys.argv) > 2 else "page.png"
+PORT = 9333
+
+
+class Page:
+    """One tab over the DevTools protocol."""
+
+    def __init__(self, socket):
+        self.socket, self.calls, self.errors = socket, 0, []
+
+    async def call(self, method, **params):
+        self.calls += 1
+        mine = self.calls
+        await self.socket.send_json({"id": mine, "method": method, "params": params})
+        while True:
+            message = await self.socket.receive_json()
+            if message.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(message["params"]["exceptionDetails"])
+            if message.get("method") == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
+                self.errors.append(message["params"]["entry"])
+            if message.get("id") == mine:
+                return message["result"]
+
+    async def js(self, code):
+        answer = await self.call("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
+        return answer["result"].get("value")
+
+    async def until(self, code, seconds=90):
+        for _ in range(seconds * 5):
+            if await self.js(code):
+                return
+            await asyncio.sleep(0.2)
+        raise TimeoutError(code)
+
+
+async def tab(session):
+    for _ in range(150):
+        try:
+            async with session.get(f"http://127.0.0.1:{PORT}/json/list") as answer:
+                return next(t for t in await answer.json() if t["type"] == "page")["webSocketDebuggerUrl"]
+        except (aiohttp.ClientError, StopIteration):
+            await asyncio.sleep(0.2)
+    raise TimeoutError("chromium does not start")
+
+
+async def main():
+    async with aiohttp.ClientSession() as session, session.ws_connect(await tab(session), max_msg_size=0) as socket:
+        page = Page(socket)
+        for domain in ("Runtime", "Log", "Page"):
+            await page.call(f"{domain}.enable")
+        await page.call("Page.navigate", url=f"{BASE}/")
+        await page.until("document.querySelectorAll('#voice option').length > 1")
+        await page.js("document.getElementById('text').value = 'Spoken from the page.'; document.getElementById('form').requestSubmit()")
+        await page.until("!!document.querySelector('#tasks li canvas') && document.querySelector('#tasks li audio').duration > 0")
+        assert (await page.js("document.querySelector('#tasks li a').download")).endswith(".wav")
+        assert await page.js("document.getElementById('message').textContent") == ""
+        picture = await page.call("Page.captureScreenshot")
+        with open(PICTURE, "wb") as file:
+            file.write(base64.b64decode(picture["data"]))
+        await page.call("Page.navigate", url=f"{BASE}/docs")
+        await page.until("document.querySelectorAll('details').length > 30")
+        assert not page.errors, page.errors
+
+
+if __name__ == "__main__":
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--remote-debugging-port={PORT}", "--window-size=1280,1000"]
+    with tempfile.TemporaryDirectory() as profile:
+        browser = subprocess.Popen(["chromium", *flags, f"--user-data-dir={profile}", "about:blank"], stderr=subprocess.DEVNULL)
+        try:
+            asyncio.run(main())
+        finally:
+            browser.kill()
+            browser.wait()
+    print("ok page")
