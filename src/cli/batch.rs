@@ -15,8 +15,10 @@ use serde::Deserialize;
 
 use super::model::{ModelArgs, VoiceArgs};
 use super::output::Output;
+use super::text::TextArgs;
 use crate::audio::{Format, encode};
 use crate::engine::Synthesizer;
+use crate::text::TextOptions;
 
 /// Arguments of `batch`.
 #[derive(clap::Args)]
@@ -34,6 +36,8 @@ pub(super) struct Args {
     format: String,
     #[command(flatten)]
     voice: VoiceArgs,
+    #[command(flatten)]
+    reading: TextArgs,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -86,13 +90,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     });
     let started = Instant::now();
     if !todo.is_empty() {
+        let reading = args.reading.options()?;
         let synthesizer = args.model.open(args.jobs, false)?;
         let queue = Mutex::new(todo.into_iter());
         std::thread::scope(|scope| {
             for _ in 0..args.jobs {
                 scope.spawn(|| {
                     while let Some((path, line)) = lock(&queue).next() {
-                        let result = speak(&synthesizer, &args.voice, &line, &path, format);
+                        let result =
+                            speak(&synthesizer, (&args.voice, &reading), &line, &path, format);
                         note(&mut lock(&totals), &path, result);
                     }
                 });
@@ -150,7 +156,7 @@ fn read_lines(path: &Path) -> anyhow::Result<Vec<(String, Line)>> {
 /// Synthesises one line; returns the seconds of audio.
 fn speak(
     synthesizer: &Synthesizer,
-    defaults: &VoiceArgs,
+    (defaults, reading): (&VoiceArgs, &TextOptions),
     line: &Line,
     path: &Path,
     format: Format,
@@ -166,6 +172,7 @@ fn speak(
     )?;
     let mut utterance = voice.utterance(synthesizer)?;
     utterance.text.clone_from(&line.text);
+    utterance.text_options = reading.clone();
     let job = synthesizer.submit(synthesizer.prepare(&utterance)?.request)?;
     let (samples, _) = job.collect()?;
     let rate_hz = synthesizer.sample_rate_hz();

@@ -18,6 +18,7 @@ mod normalize;
 mod output;
 mod serve;
 mod synth;
+mod text;
 mod voices;
 
 /// CosyVoice2 text to speech: one binary, CPU or GPU.

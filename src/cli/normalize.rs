@@ -3,16 +3,16 @@
 //! In: a text, a file, or standard input, one text per line. Out: one report per line, as text or as JSON lines.
 
 use std::io::{self, BufRead, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use crate::text::{
-    Frontend, FrontendOptions, Language, Lexicon, Normalization, Part, Prepared, TextOptions,
-    Tokenizer,
-};
+use super::model::resolve_model_dir;
+use super::text::TextArgs;
+use crate::checkpoint::Checkpoint;
+use crate::text::{Frontend, FrontendOptions, Language, Part, Prepared, Tokenizer};
 
 /// Show how texts are read: language, spoken form, segments and token counts.
 #[derive(Debug, clap::Args)]
@@ -23,18 +23,11 @@ pub(super) struct Args {
     /// A file with one text per line
     #[arg(long, value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
-    /// Folder of the checkpoint, whose tokenizer counts
+    /// Folder of the checkpoint, whose tokenizer counts; without it the bundled one
     #[arg(long, value_name = "DIR", env = "MODEL_DIR")]
-    pub(super) model: PathBuf,
-    /// Language of all texts (zh, en, ja, ko, ...); told from the script where not given
-    #[arg(long)]
-    pub(super) language: Option<Language>,
-    /// auto, on, off or official
-    #[arg(long, default_value = "auto")]
-    pub(super) text_normalization: Normalization,
-    /// A file of lines "word<TAB>replacement"
-    #[arg(long, value_name = "FILE")]
-    pub(super) lexicon: Option<PathBuf>,
+    pub(super) model: Option<PathBuf>,
+    #[command(flatten)]
+    text_args: TextArgs,
     /// One JSON object per line
     #[arg(long)]
     pub(super) json: bool,
@@ -45,14 +38,10 @@ pub(super) struct Args {
 /// # Errors
 /// When a file cannot be read; and at the end when a text could not be prepared, after all others were.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let tokenizer = Tokenizer::load(&args.model)?;
-    let lexicon = args.lexicon.as_deref().map(read_lexicon).transpose()?;
+    let checkpoint = Checkpoint::open(resolve_model_dir(args.model.as_deref())?)?;
+    let tokenizer = Tokenizer::load(&checkpoint.tokenizer_dir())?;
     let frontend = Frontend::new(Arc::new(tokenizer), FrontendOptions::default());
-    let options = TextOptions {
-        language: args.language,
-        normalization: args.text_normalization,
-        lexicon: lexicon.map(Arc::new),
-    };
+    let options = args.text_args.options()?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     let mut refused = 0;
     for line in lines(args)? {
@@ -77,11 +66,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     out.flush().context("standard output")?;
     anyhow::ensure!(refused == 0, "{refused} of the texts cannot be spoken");
     Ok(())
-}
-
-fn read_lexicon(path: &Path) -> anyhow::Result<Lexicon> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    Lexicon::parse(&text).with_context(|| path.display().to_string())
 }
 
 type Lines = Box<dyn Iterator<Item = io::Result<String>>>;

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::model::{ModelArgs, VoiceArgs};
 use super::output::Output;
+use super::text::TextArgs;
 use crate::audio::{Format, StreamEncoder, encode};
 use crate::engine::{Event, Job, Summary};
 
@@ -41,6 +42,8 @@ pub(super) struct Args {
     #[command(flatten)]
     voice: VoiceArgs,
     #[command(flatten)]
+    reading: TextArgs,
+    #[command(flatten)]
     model: ModelArgs,
 }
 
@@ -50,6 +53,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let synthesizer = args.model.open(PARALLEL_SEGMENTS, args.trace.is_some())?;
     let mut utterance = args.voice.utterance(&synthesizer)?;
     utterance.text = text;
+    utterance.text_options = args.reading.options()?;
     utterance.stream = args.stream;
     let prepared = synthesizer.prepare(&utterance)?;
     let output = Output::create(&args.output)?;
