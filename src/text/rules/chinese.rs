@@ -94,9 +94,7 @@ pub(super) static BEFORE: LazyLock<Vec<Rule>> = LazyLock::new(|| {
             ))
         }),
         Rule::new(r"第(\d+)", |c, a| {
-            let whole = !a
-                .after
-                .starts_with(|x: char| matches!(x, '.' | '-' | ',' | '~'));
+            let whole = !a.after.starts_with(['.', '-', ',', '~']);
             whole.then(|| format!("第{}", zh_cardinal(group(c, 1)).replace('两', "二")))
         }),
         Rule::new(r"(\d+(?:\.\d+)?)‰", |c, _| {

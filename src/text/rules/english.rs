@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use regex::Captures;
 
+use super::english_dates::{day_month, decade, month_day, plural_ten, starts_number};
 use super::{Around, Rule, group, units};
 use crate::text::numbers::{en_cardinal, en_decimal, en_digits, en_ordinal, en_year, roman};
 
@@ -342,87 +343,6 @@ fn money(c: &Captures, around: Around) -> Option<String> {
     })
 }
 
-fn plural_ten(digit: &str) -> String {
-    let ten = en_cardinal(&format!("{digit}0"));
-    format!("{}ies", ten.trim_end_matches('y'))
-}
-
-fn decade(c: &Captures, around: Around) -> Option<String> {
-    let (century, ten) = (group(c, 1), group(c, 2));
-    around.is_free().then(|| match (century, ten) {
-        ("20", "0") => "two thousands".into(),
-        (_, "0") => format!("{} hundreds", en_cardinal(century)),
-        (_, "1") => format!("{} tens", en_cardinal(century)),
-        _ => format!("{} {}", en_cardinal(century), plural_ten(ten)),
-    })
-}
-
-fn month(name: &str) -> &'static str {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    MONTHS
-        .into_iter()
-        .find(|m| m.starts_with(&name[..3]))
-        .unwrap_or("May")
-}
-
-fn valid_day(day: &str) -> bool {
-    matches!(day.parse(), Ok(1..=31))
-}
-
-fn month_day(c: &Captures, around: Around) -> Option<String> {
-    if !valid_day(group(c, 2))
-        || around.after.starts_with([':', '-', '–', '.', ',', '/'])
-            && starts_number(&around.after[1..])
-    {
-        return None;
-    }
-    let date = format!("{} {}", month(group(c, 1)), en_ordinal(group(c, 2)));
-    Some(with_year(date, group(c, 3)))
-}
-
-fn starts_number(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_digit())
-}
-
-fn day_month(c: &Captures, around: Around) -> Option<String> {
-    if !valid_day(group(c, 1)) || !around.before.is_empty() && !around.is_free() {
-        return None;
-    }
-    let date = format!("{} of {}", en_ordinal(group(c, 1)), month(group(c, 2)));
-    let article = if around
-        .before
-        .trim_end()
-        .to_ascii_lowercase()
-        .ends_with("the")
-    {
-        ""
-    } else {
-        "the "
-    };
-    Some(with_year(format!("{article}{date}"), group(c, 3)))
-}
-
-fn with_year(date: String, year: &str) -> String {
-    if year.is_empty() {
-        date
-    } else {
-        format!("{date}, {}", en_year(year))
-    }
-}
-
 fn measure(c: &Captures, around: Around) -> Option<String> {
     let unit = units::find(group(c, 3))?;
     let joined = around
@@ -476,10 +396,9 @@ fn code(c: &Captures, around: Around) -> Option<String> {
     let number = match digits.len() {
         3 if !digits.ends_with("00") => {
             let tail = &digits[1..];
-            let rest = if tail.starts_with('0') {
-                format!("oh {}", en_digits(&tail[1..]))
-            } else {
-                en_cardinal(tail)
+            let rest = match tail.strip_prefix('0') {
+                Some(unit) => format!("oh {}", en_digits(unit)),
+                None => en_cardinal(tail),
             };
             format!("{} {rest}", en_cardinal(&digits[..1]))
         }

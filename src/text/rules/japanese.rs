@@ -46,7 +46,7 @@ pub(super) static BEFORE: LazyLock<Vec<Rule>> = LazyLock::new(|| {
         }),
         Rule::new(r"[①-⑳]|[Ⅰ-Ⅻ]", |c, _| {
             let symbol = group(c, 0).chars().next()?;
-            let base = if symbol >= 'Ⅰ' && symbol <= 'Ⅻ' {
+            let base = if ('Ⅰ'..='Ⅻ').contains(&symbol) {
                 'Ⅰ'
             } else {
                 '①'

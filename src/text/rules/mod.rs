@@ -5,6 +5,7 @@
 
 mod chinese;
 mod english;
+mod english_dates;
 mod japanese;
 mod symbols;
 mod units;
