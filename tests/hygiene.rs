@@ -80,7 +80,7 @@ fn unsafe_code_stays_where_it_belongs() {
         [
             "src/cuda",
             "src/cpu",
-            "src/checkpoint/map.rs",
+            "src/checkpoint/bytes.rs",
             "tests/cuda-emulator",
         ]
         .iter()
