@@ -1,7 +1,7 @@
 //! Audio in and out: decoding, resampling, spectral features, encoding.
 //!
-//! In: bytes of a prompt recording ([`decode`]) → mono samples → the rates of the models ([`resample`]) → the three
-//! feature kinds ([`features`]). Out: samples of a synthesis → a file or a stream of a [`Format`] ([`encode`]),
+//! In: bytes of a prompt recording ([`mod@decode`]) → mono samples → the rates of the models ([`mod@resample`]) → the three
+//! feature kinds ([`features`]). Out: samples of a synthesis → a file or a stream of a [`Format`] ([`mod@encode`]),
 //! with the overlap of streamed chunks blended by [`stream`]. [`prompt`] says which recordings can serve as a voice.
 
 pub mod decode;

@@ -1,4 +1,4 @@
-//! The CPU backend: the specification of every op ([`reference`]), and its fast path beside it.
+//! The CPU backend: the specification of every op ([`mod@reference`]), and its fast path beside it.
 //!
 //! Activations are f32. Weights of linear layers are kept in the precision of [`CpuOptions::weights`]; convolutions and
 //! everything else stay f32. A row's bytes depend on its own sequence alone: not on its batch, nor on the number of threads.

@@ -1,7 +1,7 @@
 //! The HTTP API: accept loop, router, bodies, answers.
 //!
 //! [`Server::bind`] listens at once; until [`Starter::ready`] has handed it the tasks it answers 503 "starting". [`Server::run`]
-//! serves until its shutdown future ends, then drains. Every request goes through [`handle`](handle::handle): request id, CORS,
+//! serves until its shutdown future ends, then drains. Every request goes through `handle`: request id, CORS,
 //! key, route, answer, log line, metrics; a panic in a handler costs that request only.
 
 mod access;

@@ -1,7 +1,7 @@
 //! Durable tasks: accepted once, finished once, whatever happens in between.
 //!
 //! In: a [`Submit`] (what to say, with which voice) of the server. Out: [`View`]s of the task and its audio file. A task is in the
-//! [`store`] before [`Tasks::submit`] returns; a process that dies is followed by one that finds it there and runs it again,
+//! `store` before [`Tasks::submit`] returns; a process that dies is followed by one that finds it there and runs it again,
 //! with the same seed and so the same bytes. Below this room is the [`Synthesis`] trait, above it HTTP.
 
 mod clock;

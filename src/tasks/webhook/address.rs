@@ -32,7 +32,7 @@ pub struct Target {
 /// Takes a URL apart and refuses what can be refused without asking a name server.
 ///
 /// # Errors
-/// [`UrlError`].
+/// `UrlError`.
 pub fn check_url(url: &str, allow_private: bool) -> Result<Target, UrlError> {
     let clean = url.len() <= MAX_URL_BYTES && url.bytes().all(|b| b.is_ascii_graphic());
     let (scheme, rest) = url.split_once("://").ok_or(UrlError::Malformed)?;
