@@ -35,10 +35,10 @@ const fn variable(
 pub const VARIABLES: &[Variable] = &[
     variable("HOST", "host", "0.0.0.0", "an IP address", "Address to listen on"),
     variable("PORT", "port", "8000", "0 to 65535", "Port to listen on; 0 lets the system choose one, which the log names"),
-    variable("MODEL_DIR", "model-dir", "", "a folder", "Checkpoint to serve: the official layout or a converted one; without it the bundled voice speaks"),
+    variable("MODEL_DIR", "model-dir", "", "a folder", "Checkpoint to serve: the official layout or a converted one; without it the bundled voice, where there is one"),
     variable("DATA_DIR", "data-dir", "data", "a folder", "Tasks, results and voices; made when missing; one server at a time"),
-    variable("DEVICE", "device", "auto", "`auto`, `cpu`, `cuda`, `cuda:1` or `cuda:0,cuda:1`", "Where the model runs; `auto` takes the GPU when there is one"),
-    variable("MAX_SYNTHESIS_WORKERS", "max-synthesis-workers", "", "a whole number from 1", "Tasks synthesised at the same time; without it as many as memory allows"),
+    variable("DEVICE", "device", "auto", "`auto`, `cpu`, `cuda`, `cuda:1` or `cuda:0,cuda:1`", "Where the model runs; so far only the CPU, which `auto` takes"),
+    variable("MAX_SYNTHESIS_WORKERS", "max-synthesis-workers", "", "a whole number from 1", "Tasks synthesised at the same time; without it 16"),
     variable("MAX_QUEUED_TASKS", "max-queued-tasks", "1000", "a whole number from 1", "Tasks that may wait; more are answered 429"),
     variable("MAX_TASKS_PER_USER", "max-tasks-per-user", "0", "a whole number", "Open tasks of one API key, else of one client address; 0 is no limit"),
     variable("TASK_CLEANUP_INTERVAL", "task-cleanup-interval", "3600", "seconds from 1", "How often old tasks are removed"),
