@@ -126,7 +126,10 @@ pub(crate) fn run_checked(filter: &str) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    assert!(output.status.success(), "{filter} under the checks:\n{text}");
+    assert!(
+        output.status.success(),
+        "{filter} under the checks:\n{text}"
+    );
     assert!(
         !text.contains("running 0 tests"),
         "no test is called {filter}"
@@ -144,7 +147,8 @@ fn call<R: Default>(name: &str, call: impl FnOnce(&Library) -> Result<R, libload
 pub(crate) fn schedule(order: Order, seed: u64, copies: Copies) {
     call("emu_schedule", |library| {
         // SAFETY: the signature is that of tests/cuda-emulator/runtime.
-        let f: Symbol<unsafe extern "C" fn(i32, u64, i32)> = unsafe { library.get(b"emu_schedule")? };
+        let f: Symbol<unsafe extern "C" fn(i32, u64, i32)> =
+            unsafe { library.get(b"emu_schedule")? };
         // SAFETY: takes plain numbers.
         unsafe { f(order as i32, seed, copies as i32) };
         Ok(())
