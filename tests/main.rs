@@ -6,6 +6,7 @@ mod api;
 mod audio;
 mod checkpoint;
 mod cli;
+mod cuda;
 mod engine;
 mod hygiene;
 mod ops;

@@ -29,9 +29,9 @@ pub trait Memory: Sized {
     /// Replaces `dst` by the values of `t`, row-major.
     fn download(&self, t: &Tensor<Self>, dst: &mut Vec<f32>) -> Result<()>;
 
-    /// A tensor with the given values.
+    /// An f32 tensor with the given values: parameters that are vectors, and inputs.
     fn tensor(&self, rows: usize, cols: usize, src: &[f32]) -> Result<Tensor<Self>> {
-        let mut t = self.alloc(rows, cols)?;
+        let mut t = self.alloc_f32(rows, cols)?;
         self.upload(src, &mut t)?;
         Ok(t)
     }

@@ -64,3 +64,18 @@ pub enum BackendError {
 
 /// Result of a backend op.
 pub type Result<T> = std::result::Result<T, BackendError>;
+
+/// Panics when an op is given tensors that do not fit each other.
+macro_rules! check_shape {
+    ($op:literal, $actual:expr, $expected:expr) => {{
+        let (actual, expected) = ($actual, $expected);
+        assert!(
+            actual == expected,
+            concat!($op, ": {} is {:?}, expected {:?}"),
+            stringify!($actual),
+            actual,
+            expected
+        );
+    }};
+}
+pub(crate) use check_shape;

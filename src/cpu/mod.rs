@@ -187,17 +187,4 @@ fn try_vec<T>(n: usize, what: &'static str) -> Result<Vec<T>> {
     Ok(v)
 }
 
-/// Panics when an op is given tensors that do not fit each other.
-macro_rules! check_shape {
-    ($op:literal, $actual:expr, $expected:expr) => {{
-        let (actual, expected) = ($actual, $expected);
-        assert!(
-            actual == expected,
-            concat!($op, ": {} is {:?}, expected {:?}"),
-            stringify!($actual),
-            actual,
-            expected
-        );
-    }};
-}
-pub(crate) use check_shape;
+pub(crate) use crate::backend::check_shape;

@@ -1,5 +1,27 @@
 //! The CUDA backend: our kernels, launched through the driver alone.
+//!
+//! Nothing of CUDA is linked. The driver is opened at run time; the kernels are images that the build script embeds
+//! ([`images`]). A backend owns one device: a context, a stream on which everything is ordered, and the kernels' table.
+//! It is tested against the CPU backend, op by op.
+//!
+//! # Precision
+//! [`Precision::Bf16`] keeps activations and weights of linear layers and convolutions as bf16 and accumulates in f32;
+//! what a phase, a time or a probability depends on stays f32. [`Precision::F32`] keeps everything f32 on plain kernels: the
+//! reference for tests and debugging. A tensor made by [`Memory::tensor`](crate::backend::Memory::tensor) is f32 always.
+//!
+//! As on the CPU, a row's bytes depend on its own sequence alone.
 
+// bindgen's output.
+#[allow(dead_code, missing_docs, non_camel_case_types, non_upper_case_globals, clippy::all)]
+mod abi;
+mod buffer;
+mod device;
+mod images;
+mod launch;
+mod memory;
 mod probe;
 
+pub use buffer::{Buffer, Dtype, IdBuffer};
+pub use device::{Cuda, CudaOptions, Precision};
+pub use images::{BUILD_INFO, Images};
 pub use probe::describe;

@@ -1,7 +1,7 @@
 //! Every backend op against its reference, and those without weights against the official code's tensors.
 
 mod attention;
-mod cases;
+pub(crate) mod cases;
 mod conv;
 mod dense;
 mod norm;

@@ -1,0 +1,148 @@
+// What every kernel needs: loads and stores of either dtype, activations, epilogues, reductions over warps and blocks.
+#pragma once
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+// Makes a kernel known to the emulator; nothing to do on a device.
+#define KERNEL_EXPORT(name)
+// Dynamic shared memory of the block, as `T* name`.
+#define DYN_SHARED(T, name)                                                \
+    extern __shared__ __align__(1024) unsigned char dynamic_shared_[];     \
+    T* name = reinterpret_cast<T*>(dynamic_shared_)
+#else
+#include "cuda_cpu.h"
+#endif
+#include <stdint.h>
+
+#include "abi.h"
+
+typedef __nv_bfloat16 bf16;
+
+constexpr unsigned FULL_WARP = 0xffffffffu;
+constexpr int WARP = 32;
+
+template <class T>
+__device__ __forceinline__ T* pointer(uint64_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+__device__ __forceinline__ const int* ids(uint64_t address) { return pointer<const int>(address); }
+
+// ---- values of a Mat -------------------------------------------------------------------------------------------------
+
+// Value `i` of a buffer of the given dtype.
+__device__ __forceinline__ float load1(uint64_t data, int dtype, size_t i) {
+    return dtype == DTYPE_BF16 ? __bfloat162float(pointer<const bf16>(data)[i]) : pointer<const float>(data)[i];
+}
+
+__device__ __forceinline__ void store1(uint64_t data, int dtype, size_t i, float value) {
+    if (dtype == DTYPE_BF16) {
+        pointer<bf16>(data)[i] = __float2bfloat16(value);
+    } else {
+        pointer<float>(data)[i] = value;
+    }
+}
+
+__device__ __forceinline__ float load1(const Mat& m, size_t i) { return load1(m.data, m.dtype, i); }
+__device__ __forceinline__ void store1(const Mat& m, size_t i, float value) { store1(m.data, m.dtype, i, value); }
+
+// Eight values from `i`, which is a multiple of eight (16-byte accesses).
+__device__ __forceinline__ void load8(const Mat& m, size_t i, float (&v)[8]) {
+    if (m.dtype == DTYPE_BF16) {
+        union {
+            uint4 bits;
+            bf16 values[8];
+        } u;
+        u.bits = *reinterpret_cast<const uint4*>(pointer<const bf16>(m.data) + i);
+#pragma unroll
+        for (int j = 0; j < 8; j++) v[j] = __bfloat162float(u.values[j]);
+    } else {
+        const float4* p = reinterpret_cast<const float4*>(pointer<const float>(m.data) + i);
+        const float4 a = p[0], b = p[1];
+        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+        v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    }
+}
+
+__device__ __forceinline__ void store8(const Mat& m, size_t i, const float (&v)[8]) {
+    if (m.dtype == DTYPE_BF16) {
+        union {
+            uint4 bits;
+            bf16 values[8];
+        } u;
+#pragma unroll
+        for (int j = 0; j < 8; j++) u.values[j] = __float2bfloat16(v[j]);
+        *reinterpret_cast<uint4*>(pointer<bf16>(m.data) + i) = u.bits;
+    } else {
+        float4* p = reinterpret_cast<float4*>(pointer<float>(m.data) + i);
+        p[0] = make_float4(v[0], v[1], v[2], v[3]);
+        p[1] = make_float4(v[4], v[5], v[6], v[7]);
+    }
+}
+
+// ---- reductions ------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(FULL_WARP, v, offset);
+    return v;
+}
+
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2) v = fmaxf(v, __shfl_xor_sync(FULL_WARP, v, offset));
+    return v;
+}
+
+// Sum over a block of whole warps, in all threads. `scratch` holds one value per warp and may be used again at once.
+__device__ __forceinline__ float block_sum(float v, float* scratch) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+    v = warp_sum(v);
+    if (lane == 0) scratch[warp] = v;
+    __syncthreads();
+    v = warp_sum(lane < warps ? scratch[lane] : 0.0f);
+    __syncthreads();
+    return v;
+}
+
+// ---- element-wise functions ------------------------------------------------------------------------------------------
+
+// `softplus` as torch: linear above 20.
+__device__ __forceinline__ float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+// `act(x)` of channel `channel`.
+__device__ __forceinline__ float activate(const ActParams& act, float x, int channel) {
+    switch (act.kind) {
+        case ACT_RELU: return fmaxf(x, 0.0f);
+        case ACT_GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+        case ACT_GELU_TANH: return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+        case ACT_SILU: return x * sigmoid(x);
+        case ACT_MISH: return x * tanhf(softplus(x));
+        case ACT_ELU: return x > 0.0f ? x : expm1f(x);
+        case ACT_TANH: return tanhf(x);
+        case ACT_SIGMOID: return sigmoid(x);
+        case ACT_ABS: return fabsf(x);
+        case ACT_LEAKY_RELU: return x > 0.0f ? x : act.slope * x;
+        case ACT_SNAKE: {
+            const float alpha = pointer<const float>(act.alpha)[channel];
+            const float s = sinf(alpha * x);
+            return x + s * s / (alpha + 1e-9f);
+        }
+        default: return x;
+    }
+}
+
+// Stores the product `y` of `out[row, col]` as the epilogue says. EPILOGUE_SILU_MUL is the caller's: it needs two products.
+__device__ __forceinline__ void store_product(const EpilogueParams& ep, const Mat& out, int row, int col, float y) {
+    const size_t i = size_t(row) * out.cols + col;
+    switch (ep.kind) {
+        case EPILOGUE_ACT: y = activate(ep.act, y, col); break;
+        case EPILOGUE_ADD: y += load1(ep.residual, i); break;
+        case EPILOGUE_ACCUMULATE: y += load1(out, i); break;
+        case EPILOGUE_ACCUMULATE_SCALED: y = fmaf(ep.scale, y, load1(out, i)); break;
+        default: break;
+    }
+    store1(out, i, y);
+}

@@ -1,0 +1,175 @@
+//! Opening a device: driver, context, stream, kernels; and the way from driver errors to ours.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+
+use super::buffer::Dtype;
+use super::images::{FATBINS, Images};
+use super::launch::Launcher;
+use super::memory::Staging;
+use crate::backend::{BackendError, Result};
+
+/// In what the values of activations and packed weights are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// bf16 storage, tensor cores, f32 accumulation.
+    #[default]
+    Bf16,
+    /// f32 storage on plain kernels: for comparisons, not for speed.
+    F32,
+}
+
+impl Precision {
+    pub(super) fn dtype(self) -> Dtype {
+        match self {
+            Precision::Bf16 => Dtype::Bf16,
+            Precision::F32 => Dtype::F32,
+        }
+    }
+}
+
+/// How the CUDA backend is set up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// Which of the driver's devices.
+    pub ordinal: usize,
+    pub precision: Precision,
+}
+
+/// One CUDA device as a [`Backend`](crate::backend::Backend). All ops are ordered on one stream.
+pub struct Cuda {
+    name: String,
+    pub(super) options: CudaOptions,
+    pub(super) context: Arc<CudaContext>,
+    pub(super) stream: Arc<CudaStream>,
+    pub(super) launcher: Launcher,
+    pub(super) staging: Staging,
+    multiprocessors: usize,
+    compute_capability: (i32, i32),
+}
+
+impl Cuda {
+    /// Opens a device with the kernels of this build.
+    ///
+    /// # Errors
+    /// When there is no driver, no such device, or no kernel image in this build.
+    pub fn open(options: CudaOptions) -> Result<Self> {
+        if FATBINS.is_empty() {
+            return Err(Self::unavailable(
+                options,
+                "this binary was built without CUDA kernels",
+            ));
+        }
+        Self::open_with(options, FATBINS)
+    }
+
+    /// The same with other images of the same kernels.
+    ///
+    /// # Errors
+    /// As [`Cuda::open`].
+    pub fn open_with(options: CudaOptions, images: Images) -> Result<Self> {
+        // SAFETY: only tries to open the driver's library; a missing one is answered by `false`.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Self::unavailable(options, "no NVIDIA driver on this machine"));
+        }
+        // A driver that lacks a symbol panics inside the binding.
+        std::panic::catch_unwind(|| Self::connect(options, images)).unwrap_or_else(|_| {
+            Err(Self::unavailable(
+                options,
+                "the NVIDIA driver is too old for this build",
+            ))
+        })
+    }
+
+    fn connect(options: CudaOptions, images: Images) -> Result<Self> {
+        let name = format!("cuda:{}", options.ordinal);
+        let fail = |op: &'static str| {
+            let name = name.clone();
+            move |error| driver_error(&name, op, error)
+        };
+        result::init().map_err(fail("starting the driver"))?;
+        let context = CudaContext::new(options.ordinal).map_err(fail("opening the device"))?;
+        // SAFETY: no slice exists yet. Everything runs on one stream, which orders it; events would only disturb graph capture.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(fail("making a stream"))?;
+        let attribute = |a| context.attribute(a).map_err(fail("reading an attribute"));
+        let multiprocessors = attribute(
+            sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+        )?;
+        let compute_capability = context
+            .compute_capability()
+            .map_err(fail("reading the compute capability"))?;
+        let launcher = Launcher::new(&name, context.clone(), stream.clone(), images);
+        let staging = Staging::new(&name, context.clone(), stream.clone())?;
+        Ok(Self {
+            name,
+            options,
+            context,
+            stream,
+            launcher,
+            staging,
+            multiprocessors: multiprocessors.max(1) as usize,
+            compute_capability,
+        })
+    }
+
+    fn unavailable(options: CudaOptions, message: &str) -> BackendError {
+        BackendError::Driver {
+            device: format!("cuda:{}", options.ordinal),
+            op: "opening the device",
+            message: message.to_owned(),
+        }
+    }
+
+    /// `cuda:0` and so on.
+    pub fn device_name(&self) -> &str {
+        &self.name
+    }
+
+    /// The options in effect.
+    pub fn options(&self) -> CudaOptions {
+        self.options
+    }
+
+    /// Number of streaming multiprocessors.
+    pub fn multiprocessors(&self) -> usize {
+        self.multiprocessors
+    }
+
+    /// Major and minor compute capability.
+    pub fn compute_capability(&self) -> (i32, i32) {
+        self.compute_capability
+    }
+
+    /// Whether the kernels for Hopper's own instructions (TMA, wgmma) can run.
+    pub(super) fn is_hopper(&self) -> bool {
+        self.compute_capability == (9, 0)
+    }
+
+    /// Waits until everything that was asked for has been done.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn synchronize(&self) -> Result<()> {
+        self.stream
+            .synchronize()
+            .map_err(|e| self.error("waiting for the stream", e))
+    }
+
+    pub(super) fn error(&self, op: &'static str, error: DriverError) -> BackendError {
+        driver_error(&self.name, op, error)
+    }
+}
+
+/// A driver's error in words.
+pub(super) fn driver_error(device: &str, op: &'static str, error: DriverError) -> BackendError {
+    let text = |r: std::result::Result<&std::ffi::CStr, DriverError>| {
+        r.map_or_else(|_| "unknown error".to_owned(), |s| s.to_string_lossy().into_owned())
+    };
+    BackendError::Driver {
+        device: device.to_owned(),
+        op,
+        message: format!("{}: {}", text(error.error_name()), text(error.error_string())),
+    }
+}
