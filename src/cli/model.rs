@@ -36,6 +36,17 @@ pub(super) enum Weights {
     Int8,
 }
 
+impl Weights {
+    /// Of a stored weight.
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Weights::F32 => 4,
+            Weights::Bf16 => 2,
+            Weights::Int8 => 1,
+        }
+    }
+}
+
 impl From<Weights> for WeightPrecision {
     fn from(weights: Weights) -> Self {
         match weights {

@@ -2,14 +2,14 @@
 
 use std::io::Write;
 
-use super::{Bench, median_seconds};
-use crate::model::config::FlowConfig;
+use super::{Bench, cost, median_seconds};
+use crate::backend::Backend;
 use crate::model::flow::{Flow, FlowInput, FlowState, FlowWorkspace};
 use crate::model::voice::Voice;
 use crate::tensor::Trace;
 
 /// Prints one line; seconds of the utterance.
-pub(super) fn run(bench: &Bench<'_>, out: &mut impl Write) -> anyhow::Result<f64> {
+pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> anyhow::Result<f64> {
     let config = bench.checkpoint.config();
     let backend = bench.backend;
     let flow = Flow::load(backend, &bench.checkpoint.flow(), &config.flow)?;
@@ -38,7 +38,7 @@ pub(super) fn run(bench: &Bench<'_>, out: &mut impl Write) -> anyhow::Result<f64
         }
         Ok(())
     })?;
-    let flop = flow.steps() as f64 * step_flop(&config.flow, frames);
+    let flop = flow.steps() as f64 * cost::flop(&cost::euler_step(&config.flow, 1, frames));
     writeln!(
         out,
         "flow {frames} frames {:9.1} ms  {:.0} GFLOP/s = {:.0} % of multiply-adds",
@@ -47,17 +47,4 @@ pub(super) fn run(bench: &Bench<'_>, out: &mut impl Write) -> anyhow::Result<f64
         100.0 * flop / seconds / bench.peaks.f32_flops_per_s,
     )?;
     Ok(seconds)
-}
-
-/// Operations of the estimator in one Euler step over `frames` frames, both halves of the guidance, full attention.
-fn step_flop(config: &FlowConfig, frames: usize) -> f64 {
-    let e = &config.estimator;
-    let c = e.channels.first().copied().unwrap_or(0);
-    let inner = e.num_heads * e.attention_head_dim;
-    let resnet = |input: usize| 3 * input * c + 3 * c * c + input * c;
-    let transformer = 4 * inner * c + 8 * c * c + 2 * frames * inner;
-    let stages = e.num_mid_blocks + 2;
-    let resnets = resnet(e.in_channels) + resnet(2 * c) + e.num_mid_blocks * resnet(c);
-    let rest = 3 * 3 * c * c + c * e.out_channels;
-    (4 * frames * (resnets + stages * e.n_blocks * transformer + rest)) as f64
 }

@@ -2,9 +2,8 @@
 
 use std::io::Write;
 
-use super::{Bench, median_seconds};
-use crate::backend::{Attention, Result};
-use crate::model::config::LlmConfig;
+use super::{Bench, cost, median_seconds};
+use crate::backend::{Backend, Result};
 use crate::model::llm::{InputToken, Llm, LlmWorkspace, StepSequence};
 use crate::tensor::Trace;
 
@@ -17,12 +16,11 @@ const PROMPT: usize = 150;
 const STEPS: usize = 5;
 
 /// Prints a line per case; tokens per second of the first batch size.
-pub(super) fn run(bench: &Bench<'_>, out: &mut impl Write) -> anyhow::Result<f64> {
+pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> anyhow::Result<f64> {
     let config = &bench.checkpoint.config().llm;
     let llm = Llm::load(bench.backend, &bench.checkpoint.llm(), config)?;
-    let weights = parameters_per_token(config);
-    let precision = bench.backend.options().weights;
-    let bytes = weights * bytes_of(precision);
+    let weights = cost::llm_parameters(config);
+    let bytes = weights * bench.bytes_per_weight;
     let mut first = None;
     for &batch in &bench.args.batch {
         let seconds = steps(bench, &llm, batch, CONTEXT, 1, STEPS)? / STEPS as f64;
@@ -48,25 +46,10 @@ pub(super) fn run(bench: &Bench<'_>, out: &mut impl Write) -> anyhow::Result<f64
     Ok(first.unwrap_or(f64::NAN))
 }
 
-fn bytes_of(precision: crate::cpu::WeightPrecision) -> usize {
-    match precision {
-        crate::cpu::WeightPrecision::F32 => 4,
-        crate::cpu::WeightPrecision::Bf16 => 2,
-        crate::cpu::WeightPrecision::Int8 => 1,
-    }
-}
-
-/// Weights that every token is multiplied with.
-fn parameters_per_token(c: &LlmConfig) -> usize {
-    let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
-    let layer = c.hidden_size * (2 * q + 2 * kv + 3 * c.intermediate_size);
-    c.num_layers * layer + c.hidden_size * c.speech_vocab_size
-}
-
 /// Median seconds of `repeat` steps of `rows` new rows for each of `batch` sequences.
-fn steps(
-    bench: &Bench<'_>,
-    llm: &Llm<crate::cpu::Cpu>,
+fn steps<B: Backend>(
+    bench: &Bench<'_, B>,
+    llm: &Llm<B>,
     batch: usize,
     context: usize,
     rows: usize,

@@ -8,13 +8,15 @@ use std::time::Instant;
 use anyhow::Context as _;
 
 use super::model::{Weights, resolve_model_dir};
-use crate::backend::Result;
+use crate::backend::{Backend, Result};
 use crate::checkpoint::Checkpoint;
 use crate::cpu::{Cpu, CpuOptions, Peaks};
 use crate::model::config::ModelConfig;
 
+mod cost;
 mod flow;
 mod llm;
+mod roofline;
 mod vocoder;
 
 /// Arguments of `bench`.
@@ -29,6 +31,9 @@ pub(super) struct Args {
     /// Only measure the machine: memory reads, and multiply-adds per precision.
     #[arg(long)]
     peaks: bool,
+    /// Only compute what every stage costs at least on a GPU: launches, bytes, operations, and the time they take on an H100.
+    #[arg(long)]
+    roofline: bool,
     /// CPU threads; 0 = one per core.
     #[arg(long, env = "THREADS", default_value_t = 0)]
     threads: usize,
@@ -47,10 +52,12 @@ pub(super) struct Args {
 }
 
 /// What every stage's benchmark needs.
-struct Bench<'a> {
+struct Bench<'a, B: Backend> {
     checkpoint: &'a Checkpoint,
-    backend: &'a Cpu,
+    backend: &'a B,
     peaks: Peaks,
+    /// Of a stored weight of a linear layer.
+    bytes_per_weight: usize,
     args: &'a Args,
 }
 
@@ -63,6 +70,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let sound = args.seconds.is_finite() && (0.1..=120.0).contains(&args.seconds);
     anyhow::ensure!(sound, "--seconds must be 0.1 to 120");
     let mut out = std::io::stdout().lock();
+    if args.roofline {
+        roofline::run(open(&args)?.config(), args.seconds, &mut out)?;
+        return Ok(());
+    }
     let machine = Cpu::new(options(&args, Weights::F32));
     let peaks = machine.measure_peaks()?;
     print_peaks(&mut out, &machine, &peaks)?;
@@ -77,6 +88,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
             checkpoint: &checkpoint,
             backend: &backend,
             peaks,
+            bytes_per_weight: weights.bytes(),
             args: &args,
         };
         let tokens_per_s = llm::run(&bench, &mut out)?;
