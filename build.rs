@@ -44,7 +44,12 @@ fn main() {
     let (images, info) = match Compiler::find() {
         Ok(compiler) => {
             let (images, compiled) = compiler.compile_all(&out);
-            let info = format!("nvcc {}, {} kernel files ({compiled} compiled now), {}", compiler.version, images.len(), compiler.arches.join(" "));
+            let info = format!(
+                "nvcc {}, {} kernel files ({compiled} compiled now), {}",
+                compiler.version,
+                images.len(),
+                compiler.arches.join(" ")
+            );
             (images, info)
         }
         Err(why) => {
@@ -54,11 +59,18 @@ fn main() {
     };
     let mut table = String::from("/// The images of this build.\npub const FATBINS: Images = &[\n");
     for (stem, image) in &images {
-        writeln!(table, "    ({stem:?}, include_bytes!({:?})),", image.display().to_string())
-            .expect("writing to a string");
-    }
-    writeln!(table, "];\n/// How the kernels were compiled, or why not.\npub const BUILD_INFO: &str = {info:?};")
+        writeln!(
+            table,
+            "    ({stem:?}, include_bytes!({:?})),",
+            image.display().to_string()
+        )
         .expect("writing to a string");
+    }
+    writeln!(
+        table,
+        "];\n/// How the kernels were compiled, or why not.\npub const BUILD_INFO: &str = {info:?};"
+    )
+    .expect("writing to a string");
     fs::write(out.join("kernels.rs"), table).expect("OUT_DIR can be written");
 }
 
@@ -109,7 +121,10 @@ impl Compiler {
             .filter(|p| p.extension().is_some_and(|e| e == "cu"))
             .collect();
         sources.sort();
-        let jobs = env::var("NUM_JOBS").ok().and_then(|v| v.parse().ok()).unwrap_or(1);
+        let jobs = env::var("NUM_JOBS")
+            .ok()
+            .and_then(|v| v.parse().ok())
+            .unwrap_or(1);
         let (next, compiled) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let errors = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
@@ -140,8 +155,18 @@ impl Compiler {
         let depends = base.with_extension("d");
         let stamp = base.with_extension("key");
         let mut args: Vec<String> = [
-            "-std=c++17", "-O3", "-fatbin", "-lineinfo", "--compress-mode=size", "-Ikernels/include",
-            "-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills", "-MD", "-MF",
+            "-std=c++17",
+            "-O3",
+            "-fatbin",
+            "-lineinfo",
+            "--compress-mode=size",
+            "-Ikernels/include",
+            "-Werror",
+            "all-warnings",
+            "-Xptxas",
+            "-v,-warn-spills",
+            "-MD",
+            "-MF",
         ]
         .map(str::to_owned)
         .to_vec();
@@ -150,7 +175,9 @@ impl Compiler {
             args.extend(["-gencode".to_owned(), arch.clone()]);
         }
         let key = || self.key(&args, &depends);
-        if image.is_file() && key().is_some_and(|k| fs::read_to_string(&stamp).is_ok_and(|s| s == k)) {
+        if image.is_file()
+            && key().is_some_and(|k| fs::read_to_string(&stamp).is_ok_and(|s| s == k))
+        {
             return Ok(false);
         }
         let output = Command::new(&self.nvcc)
@@ -187,19 +214,34 @@ impl Compiler {
 fn candidates() -> Vec<PathBuf> {
     let path = |name: &str| env::var_os(name).map(PathBuf::from);
     let mut found: Vec<PathBuf> = path("NVCC").into_iter().collect();
-    found.extend(["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(path).map(|p| p.join("bin/nvcc")));
+    found.extend(
+        ["CUDA_HOME", "CUDA_PATH"]
+            .into_iter()
+            .filter_map(path)
+            .map(|p| p.join("bin/nvcc")),
+    );
     if let Some(list) = env::var_os("PATH") {
         found.extend(env::split_paths(&list).map(|d| d.join("nvcc")));
     }
     found.push("/usr/local/cuda/bin/nvcc".into());
-    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
-    for venv in [Some(root.join(".cuda-venv")), path("VIRTUAL_ENV")].into_iter().flatten() {
-        let versions = fs::read_dir(venv.join("lib")).into_iter().flatten().flatten();
+    let root =
+        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    for venv in [Some(root.join(".cuda-venv")), path("VIRTUAL_ENV")]
+        .into_iter()
+        .flatten()
+    {
+        let versions = fs::read_dir(venv.join("lib"))
+            .into_iter()
+            .flatten()
+            .flatten();
         found.extend(versions.map(|v| v.path().join("site-packages/nvidia/cu13/bin/nvcc")));
     }
     found
 }
 
 fn stem(path: &Path) -> String {
-    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    path.file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }

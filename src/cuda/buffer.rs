@@ -69,7 +69,9 @@ impl Bytes {
 
     /// Number of bytes.
     pub(super) fn len(&self) -> usize {
-        self.slice.as_ref().map_or(0, cudarc::driver::CudaSlice::len)
+        self.slice
+            .as_ref()
+            .map_or(0, cudarc::driver::CudaSlice::len)
     }
 }
 

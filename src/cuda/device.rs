@@ -71,7 +71,10 @@ impl Cuda {
     pub fn open_with(options: CudaOptions, images: Images) -> Result<Self> {
         // SAFETY: only tries to open the driver's library; a missing one is answered by `false`.
         if !unsafe { sys::is_culib_present() } {
-            return Err(Self::unavailable(options, "no NVIDIA driver on this machine"));
+            return Err(Self::unavailable(
+                options,
+                "no NVIDIA driver on this machine",
+            ));
         }
         // A driver that lacks a symbol panics inside the binding.
         std::panic::catch_unwind(|| Self::connect(options, images)).unwrap_or_else(|_| {
@@ -94,9 +97,8 @@ impl Cuda {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(fail("making a stream"))?;
         let attribute = |a| context.attribute(a).map_err(fail("reading an attribute"));
-        let multiprocessors = attribute(
-            sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
-        )?;
+        let multiprocessors =
+            attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let compute_capability = context
             .compute_capability()
             .map_err(fail("reading the compute capability"))?;
@@ -165,11 +167,18 @@ impl Cuda {
 /// A driver's error in words.
 pub(super) fn driver_error(device: &str, op: &'static str, error: DriverError) -> BackendError {
     let text = |r: std::result::Result<&std::ffi::CStr, DriverError>| {
-        r.map_or_else(|_| "unknown error".to_owned(), |s| s.to_string_lossy().into_owned())
+        r.map_or_else(
+            |_| "unknown error".to_owned(),
+            |s| s.to_string_lossy().into_owned(),
+        )
     };
     BackendError::Driver {
         device: device.to_owned(),
         op,
-        message: format!("{}: {}", text(error.error_name()), text(error.error_string())),
+        message: format!(
+            "{}: {}",
+            text(error.error_name()),
+            text(error.error_string())
+        ),
     }
 }

@@ -126,7 +126,10 @@ impl Launcher {
             }
         };
         {
-            let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
+            let functions = self
+                .functions
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
             if let Some(loaded) = functions.get(&kernel)
                 && loaded.shared >= shape.shared
             {
@@ -144,10 +147,16 @@ impl Launcher {
         let shared = shared.max(SHARED_WITHOUT_OPT_IN);
         if shared > SHARED_WITHOUT_OPT_IN {
             function
-                .set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared as i32)
+                .set_attribute(
+                    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    shared as i32,
+                )
                 .map_err(fail)?;
         }
-        let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
+        let mut functions = self
+            .functions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         functions.insert(
             kernel,
             Loaded {

@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaStream, PinnedHostSlice, result};
 
+use super::Cuda;
 use super::abi;
 use super::buffer::{Buffer, Bytes, Dtype, IdBuffer};
 use super::device::driver_error;
 use super::launch::{Kernel, Shape};
-use super::Cuda;
 use crate::backend::{Memory, Result, Weight, check_shape};
 use crate::tensor::{Ids, Segments, Tensor};
 
@@ -24,7 +24,10 @@ const STAGING_BYTES: usize = 8 << 20;
 
 /// Blocks for `count` values, one thread each up to a limit.
 fn strided(count: usize) -> Shape {
-    Shape::blocks(count.div_ceil(THREADS as usize).min(STRIDED_BLOCKS), THREADS)
+    Shape::blocks(
+        count.div_ceil(THREADS as usize).min(STRIDED_BLOCKS),
+        THREADS,
+    )
 }
 
 /// A pinned ring: copies to the device return at once, and the host's values may change right after.
@@ -205,7 +208,10 @@ impl Memory for Cuda {
         self.grow(&mut ids.buf.bytes, size_of_val(src), "ids")?;
         ids.len = src.len();
         // SAFETY: there is room for `src` now.
-        unsafe { self.staging.upload(bytemuck::cast_slice(src), ids.address()) }
+        unsafe {
+            self.staging
+                .upload(bytemuck::cast_slice(src), ids.address())
+        }
     }
 
     fn download_ids(&self, ids: &Ids<Self>, dst: &mut Vec<i32>) -> Result<()> {

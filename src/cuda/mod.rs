@@ -12,7 +12,13 @@
 //! As on the CPU, a row's bytes depend on its own sequence alone.
 
 // bindgen's output.
-#[allow(dead_code, missing_docs, non_camel_case_types, non_upper_case_globals, clippy::all)]
+#[allow(
+    dead_code,
+    missing_docs,
+    non_camel_case_types,
+    non_upper_case_globals,
+    clippy::all
+)]
 mod abi;
 mod buffer;
 mod device;

@@ -10,12 +10,18 @@ use crate::ops::cases::values as seeded;
 #[test]
 fn what_is_uploaded_comes_back() {
     for precision in [Precision::F32, Precision::Bf16] {
-        let Some(cuda) = device(precision) else { return };
+        let Some(cuda) = device(precision) else {
+            return;
+        };
         let x: Vec<f32> = (0..3 * 1000).map(|i| (i % 256) as f32 - 100.0).collect();
         let mut t = cuda.alloc(3, 1000).unwrap();
         assert_eq!(values(&*cuda, &t), vec![0.0; 3000]);
         cuda.upload(&x, &mut t).unwrap();
-        assert_eq!(values(&*cuda, &t), x, "integers below 256 are exact in bf16");
+        assert_eq!(
+            values(&*cuda, &t),
+            x,
+            "integers below 256 are exact in bf16"
+        );
         cuda.resize(&mut t, 2, 7).unwrap();
         assert_eq!(t.shape(), (2, 7));
         assert_eq!(cuda.tensor(1, 2, &[1.0, 2.0]).unwrap().dtype(), Dtype::F32);
@@ -24,7 +30,9 @@ fn what_is_uploaded_comes_back() {
 
 #[test]
 fn more_than_the_staging_ring_holds_is_uploaded() {
-    let Some(cuda) = device(Precision::F32) else { return };
+    let Some(cuda) = device(Precision::F32) else {
+        return;
+    };
     let x = seeded(1, 3_000_001);
     let t = cuda.tensor(1, x.len(), &x).unwrap();
     assert!(values(&*cuda, &t) == x);
@@ -32,7 +40,9 @@ fn more_than_the_staging_ring_holds_is_uploaded() {
 
 #[test]
 fn ids_come_back() {
-    let Some(cuda) = device(Precision::Bf16) else { return };
+    let Some(cuda) = device(Precision::Bf16) else {
+        return;
+    };
     let mut ids = cuda.ids(&[3, -1, 7]).unwrap();
     let mut back = Vec::new();
     cuda.download_ids(&ids, &mut back).unwrap();
@@ -48,22 +58,28 @@ fn rows_are_copied_gathered_repeated_and_joined() {
     let x = seeded(1, 9 * 5);
     agree!("copy_rows", COPY, |b| {
         let mut out = b.tensor(7, 5, &seeded(2, 7 * 5)).unwrap();
-        b.copy_rows(&b.tensor(9, 5, &x).unwrap(), 2, &mut out, 3, 4).unwrap();
+        b.copy_rows(&b.tensor(9, 5, &x).unwrap(), 2, &mut out, 3, 4)
+            .unwrap();
         values(b, &out)
     });
     agree!("gather_rows", COPY, |b| {
         let mut out = b.alloc(3, 5).unwrap();
         let rows = b.ids(&[8, 0, 4]).unwrap();
-        b.gather_rows(&b.tensor(9, 5, &x).unwrap(), &rows, &mut out).unwrap();
+        b.gather_rows(&b.tensor(9, 5, &x).unwrap(), &rows, &mut out)
+            .unwrap();
         values(b, &out)
     });
     agree!("upsample_rows", COPY, |b| {
         let mut out = b.alloc(18, 5).unwrap();
-        b.upsample_rows(&b.tensor(9, 5, &x).unwrap(), 2, &mut out).unwrap();
+        b.upsample_rows(&b.tensor(9, 5, &x).unwrap(), 2, &mut out)
+            .unwrap();
         values(b, &out)
     });
     agree!("concat_cols", COPY, |b| {
-        let parts = [b.tensor(9, 5, &x).unwrap(), b.tensor(9, 3, &seeded(4, 27)).unwrap()];
+        let parts = [
+            b.tensor(9, 5, &x).unwrap(),
+            b.tensor(9, 3, &seeded(4, 27)).unwrap(),
+        ];
         let mut out = b.alloc(9, 8).unwrap();
         b.concat_cols(&[&parts[0], &parts[1]], &mut out).unwrap();
         values(b, &out)
@@ -73,11 +89,18 @@ fn rows_are_copied_gathered_repeated_and_joined() {
 #[test]
 fn segments_are_interpolated() {
     let x = seeded(1, 12 * 3);
-    let bounds = super::Bounds { f32: 1e-13, bf16: 1e-5 };
+    let bounds = super::Bounds {
+        f32: 1e-13,
+        bf16: 1e-5,
+    };
     agree!("interpolate_rows", bounds, |b| {
         let mut out = b.alloc(14, 3).unwrap();
-        let (from, to) = (Segments::new(b, &[5, 7]).unwrap(), Segments::new(b, &[8, 6]).unwrap());
-        b.interpolate_rows(&b.tensor(12, 3, &x).unwrap(), &from, &mut out, &to).unwrap();
+        let (from, to) = (
+            Segments::new(b, &[5, 7]).unwrap(),
+            Segments::new(b, &[8, 6]).unwrap(),
+        );
+        b.interpolate_rows(&b.tensor(12, 3, &x).unwrap(), &from, &mut out, &to)
+            .unwrap();
         values(b, &out)
     });
 }
@@ -90,13 +113,21 @@ fn tables_are_looked_up() {
             .map(|(n, w)| b.pack_embedding(&Weight::f32(&[n, 4], &w[..])).unwrap());
         let (which, ids) = (b.ids(&[0, 1, 0, 1]).unwrap(), b.ids(&[5, 2, 0, 0]).unwrap());
         let mut out = b.alloc(4, 4).unwrap();
-        b.embed(&[&tables[0], &tables[1]], &which, &ids, &mut out).unwrap();
+        b.embed(&[&tables[0], &tables[1]], &which, &ids, &mut out)
+            .unwrap();
         values(b, &out)
     });
-    let Some(cuda) = device(Precision::F32) else { return };
-    let table = cuda.pack_embedding(&Weight::f32(&[6, 4], &first[..])).unwrap();
+    let Some(cuda) = device(Precision::F32) else {
+        return;
+    };
+    let table = cuda
+        .pack_embedding(&Weight::f32(&[6, 4], &first[..]))
+        .unwrap();
     let mut out = cuda.alloc(1, 4).unwrap();
     let (which, ids) = (cuda.ids(&[0]).unwrap(), cuda.ids(&[6]).unwrap());
     cuda.embed(&[&table], &which, &ids, &mut out).unwrap();
-    assert!(values(&*cuda, &out).iter().all(|v| v.is_nan()), "no such row");
+    assert!(
+        values(&*cuda, &out).iter().all(|v| v.is_nan()),
+        "no such row"
+    );
 }

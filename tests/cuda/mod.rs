@@ -93,7 +93,13 @@ pub(crate) fn cpu() -> Cpu {
 }
 
 /// Compares one result with the CPU's.
-pub(crate) fn compare(what: &str, precision: Precision, bounds: Bounds, actual: &[f32], expected: &[f32]) {
+pub(crate) fn compare(
+    what: &str,
+    precision: Precision,
+    bounds: Bounds,
+    actual: &[f32],
+    expected: &[f32],
+) {
     let bound = match precision {
         Precision::F32 => bounds.f32,
         Precision::Bf16 => bounds.bf16,
@@ -121,7 +127,13 @@ macro_rules! agree {
                     let $b = &*device;
                     $body
                 };
-                $crate::cuda::compare(&format!("{}", $what), precision, $bounds, &actual, &expected);
+                $crate::cuda::compare(
+                    &format!("{}", $what),
+                    precision,
+                    $bounds,
+                    &actual,
+                    &expected,
+                );
             }
         }
     }};

@@ -189,7 +189,11 @@ pub(super) fn vocoder(c: &HiftConfig, batch: usize, frames: usize) -> Vec<Op> {
     let f0 = &c.f0_predictor;
     let mut ops: Vec<Op> = (0..f0.num_layers)
         .map(|i| {
-            let input = if i == 0 { f0.in_channels } else { f0.cond_channels };
+            let input = if i == 0 {
+                f0.in_channels
+            } else {
+                f0.cond_channels
+            };
             Op::conv(n, n, F0_KERNEL, input, f0.cond_channels)
         })
         .collect();
@@ -198,10 +202,14 @@ pub(super) fn vocoder(c: &HiftConfig, batch: usize, frames: usize) -> Vec<Op> {
     let ratio: usize = c.upsample_rates.iter().product();
     let samples = n * ratio * c.istft_hop_len;
     // Source and its spectrum in f32.
-    ops.extend([Op::pass(2 * samples), Op::pass(2 * (samples + n * ratio * bins))]);
+    ops.extend([
+        Op::pass(2 * samples),
+        Op::pass(2 * (samples + n * ratio * bins)),
+    ]);
     ops.push(Op::conv(n, n, OUTER_KERNEL, c.in_channels, c.base_channels));
     let (mut rows, mut channels) = (n, c.base_channels);
-    for (i, (&rate, &kernel)) in (c.upsample_rates.iter().zip(&c.upsample_kernel_sizes)).enumerate() {
+    for (i, (&rate, &kernel)) in (c.upsample_rates.iter().zip(&c.upsample_kernel_sizes)).enumerate()
+    {
         let half = channels / 2;
         let mut up = Op::conv(rows, rows * rate, kernel, channels, half);
         // Every output row takes one in `rate` of the taps.
@@ -212,13 +220,21 @@ pub(super) fn vocoder(c: &HiftConfig, batch: usize, frames: usize) -> Vec<Op> {
         let stride: usize = c.upsample_rates[i + 1..].iter().product();
         let taps = if stride == 1 { 1 } else { 2 * stride };
         ops.push(Op::conv(rows * stride, rows, taps, bins, channels));
-        let source = (c.source_resblock_kernel_sizes.iter()).zip(&c.source_resblock_dilation_sizes).nth(i);
-        let blocks = c.resblock_kernel_sizes.iter().zip(&c.resblock_dilation_sizes);
+        let source = (c.source_resblock_kernel_sizes.iter())
+            .zip(&c.source_resblock_dilation_sizes)
+            .nth(i);
+        let blocks = c
+            .resblock_kernel_sizes
+            .iter()
+            .zip(&c.resblock_dilation_sizes);
         for (&kernel, dilations) in blocks.chain(source) {
             let conv = Op::conv(rows, rows, kernel, channels, channels);
             ops.extend(std::iter::repeat_n(conv, 2 * dilations.len()));
         }
-        ops.extend(std::iter::repeat_n(Op::pass(3 * rows * channels), c.resblock_kernel_sizes.len() - 1));
+        ops.extend(std::iter::repeat_n(
+            Op::pass(3 * rows * channels),
+            c.resblock_kernel_sizes.len() - 1,
+        ));
     }
     ops.push(Op::conv(rows, rows, OUTER_KERNEL, channels, bins));
     ops.push(Op::pass(2 * (rows * bins + samples)));

@@ -43,7 +43,11 @@ impl Device {
 
     fn expected(&self, op: &Op) -> f64 {
         let waves = op.tiles / self.multiprocessors;
-        let filled = if op.tiles > 0.0 { waves / waves.ceil() } else { 1.0 };
+        let filled = if op.tiles > 0.0 {
+            waves / waves.ceil()
+        } else {
+            1.0
+        };
         // Products of few rows stream their weights over all multiprocessors: splitting the sums fills them.
         let compute = op.flop / (self.tensor * TENSOR_SHARE * filled.max(0.25));
         (op.bytes / (self.memory * MEMORY_SHARE)).max(compute) + self.gap
@@ -55,8 +59,18 @@ pub(super) fn run(config: &ModelConfig, seconds: f64, out: &mut impl Write) -> s
     let device = &H100;
     let tokens = (seconds * config.token_frame_rate as f64).ceil() as usize;
     let frames = tokens * config.token_mel_ratio;
-    writeln!(out, "{}: memory {:.2} TB/s, bf16 {:.0} TFLOP/s, {:.1} us a launch; {seconds} s of audio = {tokens} tokens = {frames} frames\n", device.name, device.memory / 1e12, device.tensor / 1e12, device.gap * 1e6)?;
-    writeln!(out, "| stage | launches | GB | TFLOP | floor, ms | expected, ms | bound by |")?;
+    writeln!(
+        out,
+        "{}: memory {:.2} TB/s, bf16 {:.0} TFLOP/s, {:.1} us a launch; {seconds} s of audio = {tokens} tokens = {frames} frames\n",
+        device.name,
+        device.memory / 1e12,
+        device.tensor / 1e12,
+        device.gap * 1e6
+    )?;
+    writeln!(
+        out,
+        "| stage | launches | GB | TFLOP | floor, ms | expected, ms | bound by |"
+    )?;
     writeln!(out, "|---|---|---|---|---|---|---|")?;
     let mut row = |name: String, ops: &[Op], repeat: usize| {
         let times = repeat as f64;
@@ -75,25 +89,56 @@ pub(super) fn run(config: &ModelConfig, seconds: f64, out: &mut impl Write) -> s
         Ok::<f64, std::io::Error>(expected)
     };
     for batch in [1, 4, 16, 64] {
-        row(format!("LLM decode step, {batch} x 400 positions"), &cost::llm_step(&config.llm, batch, 1, 400), 1)?;
+        row(
+            format!("LLM decode step, {batch} x 400 positions"),
+            &cost::llm_step(&config.llm, batch, 1, 400),
+            1,
+        )?;
     }
-    row("LLM prefill of 150".to_owned(), &cost::llm_step(&config.llm, 1, 150, 0), 1)?;
+    row(
+        "LLM prefill of 150".to_owned(),
+        &cost::llm_step(&config.llm, 1, 150, 0),
+        1,
+    )?;
     let steps = config.flow.cfm.n_timesteps;
     let mut pipeline = Vec::new();
     for batch in [1, 8, 32] {
-        let encoder = row(format!("flow encoder, {batch} utterances"), &cost::flow_encoder(&config.flow, batch, tokens), 1)?;
-        let euler = row(format!("flow, {steps} Euler steps, {batch} utterances"), &cost::euler_step(&config.flow, batch, frames), steps)?;
-        let vocoder = row(format!("vocoder, {batch} utterances"), &cost::vocoder(&config.hift, batch, frames), 1)?;
+        let encoder = row(
+            format!("flow encoder, {batch} utterances"),
+            &cost::flow_encoder(&config.flow, batch, tokens),
+            1,
+        )?;
+        let euler = row(
+            format!("flow, {steps} Euler steps, {batch} utterances"),
+            &cost::euler_step(&config.flow, batch, frames),
+            steps,
+        )?;
+        let vocoder = row(
+            format!("vocoder, {batch} utterances"),
+            &cost::vocoder(&config.hift, batch, frames),
+            1,
+        )?;
         pipeline.push((batch, encoder + euler + vocoder));
     }
     let mut offline = Vec::new();
     for (batch, rest) in pipeline {
-        let decode: f64 = (cost::llm_step(&config.llm, batch, 1, 150 + tokens).iter()).map(|op| device.expected(op)).sum();
-        let prefill: f64 = cost::llm_step(&config.llm, batch, 150, 0).iter().map(|op| device.expected(op)).sum();
+        let decode: f64 = (cost::llm_step(&config.llm, batch, 1, 150 + tokens).iter())
+            .map(|op| device.expected(op))
+            .sum();
+        let prefill: f64 = cost::llm_step(&config.llm, batch, 150, 0)
+            .iter()
+            .map(|op| device.expected(op))
+            .sum();
         offline.push((batch, prefill + decode * tokens as f64 + rest));
     }
     for (batch, total) in offline {
-        writeln!(out, "\n{batch} at once, stages one after the other: {:.0} ms for {:.0} s of audio, {:.0} times real time", total * 1e3, batch as f64 * seconds, batch as f64 * seconds / total)?;
+        writeln!(
+            out,
+            "\n{batch} at once, stages one after the other: {:.0} ms for {:.0} s of audio, {:.0} times real time",
+            total * 1e3,
+            batch as f64 * seconds,
+            batch as f64 * seconds / total
+        )?;
     }
     Ok(())
 }
@@ -104,7 +149,11 @@ fn bound(device: &Device, ops: &[Op]) -> &'static str {
     for op in ops {
         let by_memory = op.bytes / device.memory;
         let by_compute = op.flop / device.tensor;
-        *(if by_memory > by_compute { &mut memory } else { &mut compute }) += by_memory.max(by_compute);
+        *(if by_memory > by_compute {
+            &mut memory
+        } else {
+            &mut compute
+        }) += by_memory.max(by_compute);
     }
     let gaps = ops.len() as f64 * device.gap;
     if gaps > memory + compute {
