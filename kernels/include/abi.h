@@ -64,6 +64,7 @@ typedef struct EpilogueParams {
     Mat residual;
 } EpilogueParams;
 
+#include "abi/dense.h"
 #include "abi/memory.h"
 
 #endif

@@ -80,6 +80,88 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct PackedWeight {
+    pub data: u64,
+    pub bias: u64,
+    pub rows: i32,
+    pub cols: i32,
+    pub segment: i32,
+    pub dtype: i32,
+    pub gated: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PackedWeight"][::std::mem::size_of::<PackedWeight>() - 40usize];
+    ["Alignment of PackedWeight"][::std::mem::align_of::<PackedWeight>() - 8usize];
+    ["Offset of field: PackedWeight::data"][::std::mem::offset_of!(PackedWeight, data) - 0usize];
+    ["Offset of field: PackedWeight::bias"][::std::mem::offset_of!(PackedWeight, bias) - 8usize];
+    ["Offset of field: PackedWeight::rows"][::std::mem::offset_of!(PackedWeight, rows) - 16usize];
+    ["Offset of field: PackedWeight::cols"][::std::mem::offset_of!(PackedWeight, cols) - 20usize];
+    ["Offset of field: PackedWeight::segment"]
+        [::std::mem::offset_of!(PackedWeight, segment) - 24usize];
+    ["Offset of field: PackedWeight::dtype"][::std::mem::offset_of!(PackedWeight, dtype) - 28usize];
+    ["Offset of field: PackedWeight::gated"][::std::mem::offset_of!(PackedWeight, gated) - 32usize];
+    ["Offset of field: PackedWeight::reserved"]
+        [::std::mem::offset_of!(PackedWeight, reserved) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct GemmParams {
+    pub x: Mat,
+    pub out: Mat,
+    pub weight: PackedWeight,
+    pub epilogue: EpilogueParams,
+    pub partial: u64,
+    pub counters: u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of GemmParams"][::std::mem::size_of::<GemmParams>() - 152usize];
+    ["Alignment of GemmParams"][::std::mem::align_of::<GemmParams>() - 8usize];
+    ["Offset of field: GemmParams::x"][::std::mem::offset_of!(GemmParams, x) - 0usize];
+    ["Offset of field: GemmParams::out"][::std::mem::offset_of!(GemmParams, out) - 24usize];
+    ["Offset of field: GemmParams::weight"][::std::mem::offset_of!(GemmParams, weight) - 48usize];
+    ["Offset of field: GemmParams::epilogue"]
+        [::std::mem::offset_of!(GemmParams, epilogue) - 88usize];
+    ["Offset of field: GemmParams::partial"]
+        [::std::mem::offset_of!(GemmParams, partial) - 136usize];
+    ["Offset of field: GemmParams::counters"]
+        [::std::mem::offset_of!(GemmParams, counters) - 144usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct ActivateParams {
+    pub values: Mat,
+    pub act: ActParams,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ActivateParams"][::std::mem::size_of::<ActivateParams>() - 40usize];
+    ["Alignment of ActivateParams"][::std::mem::align_of::<ActivateParams>() - 8usize];
+    ["Offset of field: ActivateParams::values"]
+        [::std::mem::offset_of!(ActivateParams, values) - 0usize];
+    ["Offset of field: ActivateParams::act"][::std::mem::offset_of!(ActivateParams, act) - 24usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct AxpbyParams {
+    pub x: Mat,
+    pub y: Mat,
+    pub a: f32,
+    pub b: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AxpbyParams"][::std::mem::size_of::<AxpbyParams>() - 56usize];
+    ["Alignment of AxpbyParams"][::std::mem::align_of::<AxpbyParams>() - 8usize];
+    ["Offset of field: AxpbyParams::x"][::std::mem::offset_of!(AxpbyParams, x) - 0usize];
+    ["Offset of field: AxpbyParams::y"][::std::mem::offset_of!(AxpbyParams, y) - 24usize];
+    ["Offset of field: AxpbyParams::a"][::std::mem::offset_of!(AxpbyParams, a) - 48usize];
+    ["Offset of field: AxpbyParams::b"][::std::mem::offset_of!(AxpbyParams, b) - 52usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct CopyRowsParams {
     pub src: Mat,
     pub dst: Mat,
