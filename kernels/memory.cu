@@ -16,20 +16,6 @@ extern "C" __global__ void __launch_bounds__(COPY_THREADS) copy_rows(const __gri
 }
 KERNEL_EXPORT(copy_rows);
 
-// Index of the segment that row `row` belongs to: the last whose offset is not beyond it.
-__device__ __forceinline__ int segment_of(const int* offsets, int segments, int row) {
-    int low = 0, high = segments - 1;
-    while (low < high) {
-        const int middle = (low + high + 1) / 2;
-        if (offsets[middle] <= row) {
-            low = middle;
-        } else {
-            high = middle - 1;
-        }
-    }
-    return low;
-}
-
 // `torch.nn.functional.interpolate(mode="linear", align_corners=False, size=T')` of each segment. One block per output row.
 extern "C" __global__ void __launch_bounds__(COPY_THREADS) interpolate_rows(const __grid_constant__ InterpolateParams p) {
     const int row = blockIdx.x;

@@ -65,6 +65,9 @@ typedef struct EpilogueParams {
 } EpilogueParams;
 
 #include "abi/dense.h"
+#include "abi/flow.h"
 #include "abi/memory.h"
+#include "abi/norm.h"
+#include "abi/sample.h"
 
 #endif

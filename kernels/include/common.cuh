@@ -80,6 +80,22 @@ __device__ __forceinline__ void store8(const Mat& m, size_t i, const float (&v)[
     }
 }
 
+// ---- segments --------------------------------------------------------------------------------------------------------
+
+// Index of the segment that row `row` belongs to: the last whose offset is not beyond it.
+__device__ __forceinline__ int segment_of(const int* offsets, int segments, int row) {
+    int low = 0, high = segments - 1;
+    while (low < high) {
+        const int middle = (low + high + 1) / 2;
+        if (offsets[middle] <= row) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    return low;
+}
+
 // ---- reductions ------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float warp_sum(float v) {

@@ -162,6 +162,79 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct TimeEmbeddingParams {
+    pub t: Mat,
+    pub out: Mat,
+    pub scale: f32,
+    pub step: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of TimeEmbeddingParams"][::std::mem::size_of::<TimeEmbeddingParams>() - 56usize];
+    ["Alignment of TimeEmbeddingParams"][::std::mem::align_of::<TimeEmbeddingParams>() - 8usize];
+    ["Offset of field: TimeEmbeddingParams::t"]
+        [::std::mem::offset_of!(TimeEmbeddingParams, t) - 0usize];
+    ["Offset of field: TimeEmbeddingParams::out"]
+        [::std::mem::offset_of!(TimeEmbeddingParams, out) - 24usize];
+    ["Offset of field: TimeEmbeddingParams::scale"]
+        [::std::mem::offset_of!(TimeEmbeddingParams, scale) - 48usize];
+    ["Offset of field: TimeEmbeddingParams::step"]
+        [::std::mem::offset_of!(TimeEmbeddingParams, step) - 52usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct CfmPackParams {
+    pub x: Mat,
+    pub mu: Mat,
+    pub spk: Mat,
+    pub cond: Mat,
+    pub out: Mat,
+    pub offsets: u64,
+    pub segments: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of CfmPackParams"][::std::mem::size_of::<CfmPackParams>() - 136usize];
+    ["Alignment of CfmPackParams"][::std::mem::align_of::<CfmPackParams>() - 8usize];
+    ["Offset of field: CfmPackParams::x"][::std::mem::offset_of!(CfmPackParams, x) - 0usize];
+    ["Offset of field: CfmPackParams::mu"][::std::mem::offset_of!(CfmPackParams, mu) - 24usize];
+    ["Offset of field: CfmPackParams::spk"][::std::mem::offset_of!(CfmPackParams, spk) - 48usize];
+    ["Offset of field: CfmPackParams::cond"][::std::mem::offset_of!(CfmPackParams, cond) - 72usize];
+    ["Offset of field: CfmPackParams::out"][::std::mem::offset_of!(CfmPackParams, out) - 96usize];
+    ["Offset of field: CfmPackParams::offsets"]
+        [::std::mem::offset_of!(CfmPackParams, offsets) - 120usize];
+    ["Offset of field: CfmPackParams::segments"]
+        [::std::mem::offset_of!(CfmPackParams, segments) - 128usize];
+    ["Offset of field: CfmPackParams::reserved"]
+        [::std::mem::offset_of!(CfmPackParams, reserved) - 132usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct CfgEulerParams {
+    pub x: Mat,
+    pub v: Mat,
+    pub dt: Mat,
+    pub offsets: u64,
+    pub segments: i32,
+    pub cfg_rate: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of CfgEulerParams"][::std::mem::size_of::<CfgEulerParams>() - 88usize];
+    ["Alignment of CfgEulerParams"][::std::mem::align_of::<CfgEulerParams>() - 8usize];
+    ["Offset of field: CfgEulerParams::x"][::std::mem::offset_of!(CfgEulerParams, x) - 0usize];
+    ["Offset of field: CfgEulerParams::v"][::std::mem::offset_of!(CfgEulerParams, v) - 24usize];
+    ["Offset of field: CfgEulerParams::dt"][::std::mem::offset_of!(CfgEulerParams, dt) - 48usize];
+    ["Offset of field: CfgEulerParams::offsets"]
+        [::std::mem::offset_of!(CfgEulerParams, offsets) - 72usize];
+    ["Offset of field: CfgEulerParams::segments"]
+        [::std::mem::offset_of!(CfgEulerParams, segments) - 80usize];
+    ["Offset of field: CfgEulerParams::cfg_rate"]
+        [::std::mem::offset_of!(CfgEulerParams, cfg_rate) - 84usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct CopyRowsParams {
     pub src: Mat,
     pub dst: Mat,
@@ -242,4 +315,203 @@ const _: () = {
         [::std::mem::offset_of!(EmbedParams, table_count) - 136usize];
     ["Offset of field: EmbedParams::reserved"]
         [::std::mem::offset_of!(EmbedParams, reserved) - 140usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct RmsNormParams {
+    pub x: Mat,
+    pub residual: Mat,
+    pub w: Mat,
+    pub out: Mat,
+    pub eps: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of RmsNormParams"][::std::mem::size_of::<RmsNormParams>() - 104usize];
+    ["Alignment of RmsNormParams"][::std::mem::align_of::<RmsNormParams>() - 8usize];
+    ["Offset of field: RmsNormParams::x"][::std::mem::offset_of!(RmsNormParams, x) - 0usize];
+    ["Offset of field: RmsNormParams::residual"]
+        [::std::mem::offset_of!(RmsNormParams, residual) - 24usize];
+    ["Offset of field: RmsNormParams::w"][::std::mem::offset_of!(RmsNormParams, w) - 48usize];
+    ["Offset of field: RmsNormParams::out"][::std::mem::offset_of!(RmsNormParams, out) - 72usize];
+    ["Offset of field: RmsNormParams::eps"][::std::mem::offset_of!(RmsNormParams, eps) - 96usize];
+    ["Offset of field: RmsNormParams::reserved"]
+        [::std::mem::offset_of!(RmsNormParams, reserved) - 100usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct LayerNormParams {
+    pub x: Mat,
+    pub w: Mat,
+    pub b: Mat,
+    pub out: Mat,
+    pub act: ActParams,
+    pub eps: f32,
+    pub scale: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LayerNormParams"][::std::mem::size_of::<LayerNormParams>() - 120usize];
+    ["Alignment of LayerNormParams"][::std::mem::align_of::<LayerNormParams>() - 8usize];
+    ["Offset of field: LayerNormParams::x"][::std::mem::offset_of!(LayerNormParams, x) - 0usize];
+    ["Offset of field: LayerNormParams::w"][::std::mem::offset_of!(LayerNormParams, w) - 24usize];
+    ["Offset of field: LayerNormParams::b"][::std::mem::offset_of!(LayerNormParams, b) - 48usize];
+    ["Offset of field: LayerNormParams::out"]
+        [::std::mem::offset_of!(LayerNormParams, out) - 72usize];
+    ["Offset of field: LayerNormParams::act"]
+        [::std::mem::offset_of!(LayerNormParams, act) - 96usize];
+    ["Offset of field: LayerNormParams::eps"]
+        [::std::mem::offset_of!(LayerNormParams, eps) - 112usize];
+    ["Offset of field: LayerNormParams::scale"]
+        [::std::mem::offset_of!(LayerNormParams, scale) - 116usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct AddSegmentRowsParams {
+    pub x: Mat,
+    pub v: Mat,
+    pub offsets: u64,
+    pub segments: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AddSegmentRowsParams"][::std::mem::size_of::<AddSegmentRowsParams>() - 64usize];
+    ["Alignment of AddSegmentRowsParams"][::std::mem::align_of::<AddSegmentRowsParams>() - 8usize];
+    ["Offset of field: AddSegmentRowsParams::x"]
+        [::std::mem::offset_of!(AddSegmentRowsParams, x) - 0usize];
+    ["Offset of field: AddSegmentRowsParams::v"]
+        [::std::mem::offset_of!(AddSegmentRowsParams, v) - 24usize];
+    ["Offset of field: AddSegmentRowsParams::offsets"]
+        [::std::mem::offset_of!(AddSegmentRowsParams, offsets) - 48usize];
+    ["Offset of field: AddSegmentRowsParams::segments"]
+        [::std::mem::offset_of!(AddSegmentRowsParams, segments) - 56usize];
+    ["Offset of field: AddSegmentRowsParams::reserved"]
+        [::std::mem::offset_of!(AddSegmentRowsParams, reserved) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct L2NormalizeParams {
+    pub x: Mat,
+    pub eps: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of L2NormalizeParams"][::std::mem::size_of::<L2NormalizeParams>() - 32usize];
+    ["Alignment of L2NormalizeParams"][::std::mem::align_of::<L2NormalizeParams>() - 8usize];
+    ["Offset of field: L2NormalizeParams::x"]
+        [::std::mem::offset_of!(L2NormalizeParams, x) - 0usize];
+    ["Offset of field: L2NormalizeParams::eps"]
+        [::std::mem::offset_of!(L2NormalizeParams, eps) - 24usize];
+    ["Offset of field: L2NormalizeParams::reserved"]
+        [::std::mem::offset_of!(L2NormalizeParams, reserved) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct LogSoftmaxParams {
+    pub x: Mat,
+    pub out: Mat,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LogSoftmaxParams"][::std::mem::size_of::<LogSoftmaxParams>() - 48usize];
+    ["Alignment of LogSoftmaxParams"][::std::mem::align_of::<LogSoftmaxParams>() - 8usize];
+    ["Offset of field: LogSoftmaxParams::x"][::std::mem::offset_of!(LogSoftmaxParams, x) - 0usize];
+    ["Offset of field: LogSoftmaxParams::out"]
+        [::std::mem::offset_of!(LogSoftmaxParams, out) - 24usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct SampleRowParams {
+    pub seed: u64,
+    pub given: [f64; 2usize],
+    pub top_p: f32,
+    pub top_k: i32,
+    pub window: i32,
+    pub repetition_rate: f32,
+    pub step: u32,
+    pub is_given: i32,
+    pub forbidden: i32,
+    pub history_first: i32,
+    pub history_count: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SampleRowParams"][::std::mem::size_of::<SampleRowParams>() - 64usize];
+    ["Alignment of SampleRowParams"][::std::mem::align_of::<SampleRowParams>() - 8usize];
+    ["Offset of field: SampleRowParams::seed"]
+        [::std::mem::offset_of!(SampleRowParams, seed) - 0usize];
+    ["Offset of field: SampleRowParams::given"]
+        [::std::mem::offset_of!(SampleRowParams, given) - 8usize];
+    ["Offset of field: SampleRowParams::top_p"]
+        [::std::mem::offset_of!(SampleRowParams, top_p) - 24usize];
+    ["Offset of field: SampleRowParams::top_k"]
+        [::std::mem::offset_of!(SampleRowParams, top_k) - 28usize];
+    ["Offset of field: SampleRowParams::window"]
+        [::std::mem::offset_of!(SampleRowParams, window) - 32usize];
+    ["Offset of field: SampleRowParams::repetition_rate"]
+        [::std::mem::offset_of!(SampleRowParams, repetition_rate) - 36usize];
+    ["Offset of field: SampleRowParams::step"]
+        [::std::mem::offset_of!(SampleRowParams, step) - 40usize];
+    ["Offset of field: SampleRowParams::is_given"]
+        [::std::mem::offset_of!(SampleRowParams, is_given) - 44usize];
+    ["Offset of field: SampleRowParams::forbidden"]
+        [::std::mem::offset_of!(SampleRowParams, forbidden) - 48usize];
+    ["Offset of field: SampleRowParams::history_first"]
+        [::std::mem::offset_of!(SampleRowParams, history_first) - 52usize];
+    ["Offset of field: SampleRowParams::history_count"]
+        [::std::mem::offset_of!(SampleRowParams, history_count) - 56usize];
+    ["Offset of field: SampleRowParams::reserved"]
+        [::std::mem::offset_of!(SampleRowParams, reserved) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct SampledRow {
+    pub token: i32,
+    pub draws: i32,
+    pub candidates: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SampledRow"][::std::mem::size_of::<SampledRow>() - 12usize];
+    ["Alignment of SampledRow"][::std::mem::align_of::<SampledRow>() - 4usize];
+    ["Offset of field: SampledRow::token"][::std::mem::offset_of!(SampledRow, token) - 0usize];
+    ["Offset of field: SampledRow::draws"][::std::mem::offset_of!(SampledRow, draws) - 4usize];
+    ["Offset of field: SampledRow::candidates"]
+        [::std::mem::offset_of!(SampledRow, candidates) - 8usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct SampleParams {
+    pub logits: Mat,
+    pub rows: u64,
+    pub history: u64,
+    pub tokens: u64,
+    pub results: u64,
+    pub workspace: u64,
+    pub capacity: i32,
+    pub chosen: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SampleParams"][::std::mem::size_of::<SampleParams>() - 72usize];
+    ["Alignment of SampleParams"][::std::mem::align_of::<SampleParams>() - 8usize];
+    ["Offset of field: SampleParams::logits"]
+        [::std::mem::offset_of!(SampleParams, logits) - 0usize];
+    ["Offset of field: SampleParams::rows"][::std::mem::offset_of!(SampleParams, rows) - 24usize];
+    ["Offset of field: SampleParams::history"]
+        [::std::mem::offset_of!(SampleParams, history) - 32usize];
+    ["Offset of field: SampleParams::tokens"]
+        [::std::mem::offset_of!(SampleParams, tokens) - 40usize];
+    ["Offset of field: SampleParams::results"]
+        [::std::mem::offset_of!(SampleParams, results) - 48usize];
+    ["Offset of field: SampleParams::workspace"]
+        [::std::mem::offset_of!(SampleParams, workspace) - 56usize];
+    ["Offset of field: SampleParams::capacity"]
+        [::std::mem::offset_of!(SampleParams, capacity) - 64usize];
+    ["Offset of field: SampleParams::chosen"]
+        [::std::mem::offset_of!(SampleParams, chosen) - 68usize];
 };

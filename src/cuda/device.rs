@@ -8,6 +8,7 @@ use super::buffer::Dtype;
 use super::images::{FATBINS, Images};
 use super::launch::Launcher;
 use super::memory::Staging;
+use super::sample::SampleMemory;
 use crate::backend::{BackendError, Result};
 
 /// In what the values of activations and packed weights are kept.
@@ -45,6 +46,7 @@ pub struct Cuda {
     pub(super) stream: Arc<CudaStream>,
     pub(super) launcher: Launcher,
     pub(super) staging: Staging,
+    pub(super) sampling: SampleMemory,
     multiprocessors: usize,
     compute_capability: (i32, i32),
 }
@@ -111,6 +113,7 @@ impl Cuda {
             stream,
             launcher,
             staging,
+            sampling: SampleMemory::default(),
             multiprocessors: multiprocessors.max(1) as usize,
             compute_capability,
         })

@@ -116,7 +116,7 @@ impl Cuda {
     }
 
     /// Replaces `bytes` by at least `len` bytes, a little more than needed, so that growing sequences do not reallocate each time.
-    fn grow(&self, bytes: &mut Bytes, len: usize, what: &'static str) -> Result<()> {
+    pub(super) fn grow(&self, bytes: &mut Bytes, len: usize, what: &'static str) -> Result<()> {
         if bytes.len() < len {
             // Freed in the stream's order: what still reads the old bytes comes first.
             *bytes = Bytes::default();

@@ -22,10 +22,14 @@
 mod abi;
 mod buffer;
 mod device;
+mod elements;
+mod flow;
 mod images;
 mod launch;
 mod memory;
+mod norm;
 mod probe;
+mod sample;
 
 pub use buffer::{Buffer, Dtype, IdBuffer};
 pub use device::{Cuda, CudaOptions, Precision};
