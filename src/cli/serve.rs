@@ -73,12 +73,8 @@ async fn start(starter: Starter, settings: Settings, metrics: Arc<Metrics>) -> a
     Ok(())
 }
 
-/// Tasks at the same time where the settings leave it open.
-const DEFAULT_WORKERS: usize = 16;
-
 fn load(settings: &Settings) -> anyhow::Result<Speaker> {
     let dir = resolve_model_dir(settings.model_dir.as_deref())?;
-    let workers = settings.max_synthesis_workers.unwrap_or(DEFAULT_WORKERS);
     let device = match &settings.device {
         Device::Auto => String::from("auto"),
         Device::Cpu => String::from("cpu"),
@@ -93,11 +89,11 @@ fn load(settings: &Settings) -> anyhow::Result<Speaker> {
     let options = SynthesizerOptions {
         device,
         voices_dir: settings.data_dir.join("voices"),
-        max_running: workers,
+        max_running: settings.max_synthesis_workers.unwrap_or(0),
         ..SynthesizerOptions::default()
     };
     let synthesizer = Synthesizer::open(&dir, &options)?;
-    Ok(Speaker::new(synthesizer, &dir, workers))
+    Ok(Speaker::new(synthesizer, &dir))
 }
 
 fn wait_for_signal() -> anyhow::Result<impl Future<Output = ()>> {

@@ -8,6 +8,28 @@ use tokio::sync::mpsc;
 
 use super::{EngineError, Event, Request, Summary};
 
+/// Upper bounds of the classes of [`BatchSizes`].
+pub const BATCH_BOUNDS: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
+
+/// How large the batches of one stage were, since start.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BatchSizes {
+    /// Batches of each class: at most its bound of [`BATCH_BOUNDS`] and more than the one before; the last has no bound.
+    pub classes: [u64; BATCH_BOUNDS.len() + 1],
+    /// Sequences of all batches together.
+    pub sequences: u64,
+}
+
+impl BatchSizes {
+    /// Counts one batch; an empty one is none.
+    pub fn note(&mut self, size: usize) {
+        if size > 0 {
+            self.classes[BATCH_BOUNDS.partition_point(|&bound| bound < size)] += 1;
+            self.sequences += size as u64;
+        }
+    }
+}
+
 /// Figures of the engine at this moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EngineStats {
@@ -17,6 +39,8 @@ pub struct EngineStats {
     pub kv_pages_total: usize,
     /// Sequences in the last batch of each stage: LLM, flow, vocoder.
     pub batch: [usize; 3],
+    /// All batches of each stage, in the same order.
+    pub batches: [BatchSizes; 3],
     /// Since start.
     pub speech_tokens: u64,
     pub audio_samples: u64,
@@ -61,9 +85,10 @@ impl EngineHandle {
             events,
             cancelled: Arc::clone(&cancelled),
         };
-        self.submissions
-            .send(submission)
-            .map_err(|_| EngineError::Stopped)?;
+        if self.submissions.send(submission).is_err() {
+            self.queued.fetch_sub(1, Ordering::Relaxed);
+            return Err(EngineError::Stopped);
+        }
         Ok(Job {
             events: receiver,
             cancelled,
@@ -133,5 +158,54 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         self.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Mode;
+    use crate::model::voice::Voice;
+
+    #[test]
+    fn a_stopped_engine_holds_no_place_in_its_queue() {
+        let (submissions, receiver) = std::sync::mpsc::channel();
+        let handle = EngineHandle {
+            submissions,
+            stats: Arc::default(),
+            queued: Arc::default(),
+            queue_limit: 1,
+        };
+        drop(receiver);
+        let request = Request {
+            segments: Vec::new(),
+            mode: Mode::Sft,
+            voice: Arc::new(Voice {
+                embedding: Vec::new(),
+                prompt_text: Vec::new(),
+                speech_tokens: Vec::new(),
+                mel: Vec::new(),
+            }),
+            speed: 1.0,
+            seed: 0,
+            stream: false,
+            client: String::new(),
+            draws: None,
+        };
+        for _ in 0..2 {
+            let answer = handle.submit(request.clone());
+            assert!(matches!(answer, Err(EngineError::Stopped)));
+        }
+        assert_eq!(handle.queued.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn batches_fall_into_their_classes() {
+        let mut sizes = BatchSizes::default();
+        for size in [0, 1, 2, 3, 4, 128, 129] {
+            sizes.note(size);
+        }
+        assert_eq!(sizes.classes, [1, 1, 2, 0, 0, 0, 0, 1, 1]);
+        assert_eq!(sizes.sequences, 267);
     }
 }

@@ -10,13 +10,14 @@ mod request;
 mod runner;
 pub mod scheduler;
 mod sequence;
+mod sizing;
 mod stages;
 mod start;
 mod synthesizer;
 mod vocode;
 mod voices;
 
-pub use handle::{EngineHandle, EngineStats, Job};
+pub use handle::{BATCH_BOUNDS, BatchSizes, EngineHandle, EngineStats, Job};
 pub use request::{Draws, EngineError, Event, Mode, Request, Segment, Stage, Summary};
 pub use runner::EngineOptions;
 pub use start::start;

@@ -115,6 +115,8 @@ impl<B: Backend> Runner<B> {
             let plan = scheduler::plan(&views, self.pool.free(), &self.options.budgets, now);
             if plan.is_empty() {
                 self.fail_stuck();
+                // What was cancelled holds nothing any more.
+                self.publish(&plan);
                 continue;
             }
             self.execute(&plan, now);
@@ -359,6 +361,10 @@ impl<B: Backend> Runner<B> {
         stats.kv_pages_total = self.pool.total();
         stats.kv_pages_used = self.pool.total() - self.pool.free();
         stats.batch = [plan.llm.len(), plan.flow.len(), plan.vocoder.len()];
+        let batch = stats.batch;
+        for (sizes, size) in stats.batches.iter_mut().zip(batch) {
+            sizes.note(size);
+        }
         stats.speech_tokens = self.stages.tokens_drawn();
     }
 }

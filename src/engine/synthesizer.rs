@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::request::{EngineError, Mode, Request, Segment};
 use super::runner::EngineOptions;
+use super::sizing::{self, POSITIONS_PER_SEQUENCE};
 use super::voices::VoiceStore;
 use super::{EngineHandle, Job};
 use crate::checkpoint::Checkpoint;
@@ -28,7 +29,7 @@ pub struct SynthesizerOptions {
     pub weights: WeightPrecision,
     /// Folder of the voices that were added.
     pub voices_dir: PathBuf,
-    /// Sequences in synthesis at the same time.
+    /// Sequences in synthesis at the same time; 0 = as many as memory allows.
     pub max_running: usize,
     /// Requests that may wait.
     pub queue_limit: usize,
@@ -49,9 +50,6 @@ impl Default for SynthesizerOptions {
         }
     }
 }
-
-/// Positions of the KV cache per sequence: a segment of the splitter's longest length at the longest answer, and a long prompt.
-const POSITIONS_PER_SEQUENCE: usize = 2560;
 
 /// Largest prompt file: 30 s of stereo at 192 kHz in 32 bits fit.
 const MAX_PROMPT_BYTES: usize = 50 << 20;
@@ -108,6 +106,7 @@ pub struct Synthesizer {
     voices: VoiceStore,
     config: ModelConfig,
     device: String,
+    max_running: usize,
     trace: Arc<Trace>,
 }
 
@@ -135,10 +134,14 @@ impl Synthesizer {
             Trace::off()
         });
         let device = choose_device(&options.device)?;
+        let max_running = match options.max_running {
+            0 => sizing::sequences(&config.llm, dir),
+            given => given,
+        };
         let engine = super::start(
             checkpoint,
             move || Cpu::new(cpu_options),
-            engine_options(options),
+            engine_options(max_running, options.queue_limit),
             Arc::clone(&trace),
         )?;
         Ok(Self {
@@ -148,6 +151,7 @@ impl Synthesizer {
             voices,
             config,
             device,
+            max_running,
             trace,
         })
     }
@@ -160,6 +164,11 @@ impl Synthesizer {
     /// Where the models run.
     pub fn device(&self) -> &str {
         &self.device
+    }
+
+    /// Sequences that may be in synthesis at the same time.
+    pub fn max_running(&self) -> usize {
+        self.max_running
     }
 
     /// Samples per second of the audio.
@@ -262,11 +271,11 @@ impl Synthesizer {
     }
 }
 
-fn engine_options(options: &SynthesizerOptions) -> EngineOptions {
+fn engine_options(max_running: usize, queue_limit: usize) -> EngineOptions {
     let mut engine = EngineOptions::default();
-    engine.budgets.max_running = options.max_running.max(1);
-    engine.queue_limit = options.queue_limit;
-    engine.kv_positions = engine.budgets.max_running * POSITIONS_PER_SEQUENCE;
+    engine.budgets.max_running = max_running;
+    engine.queue_limit = queue_limit;
+    engine.kv_positions = max_running * POSITIONS_PER_SEQUENCE;
     engine
 }
 

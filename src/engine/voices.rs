@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Result};
 use crate::model::voice::{Voice, VoiceDims, VoiceFileError};
 
 const EXTENSION: &str = "safetensors";
 const MAX_NAME_BYTES: usize = 64;
+/// Suffix of the voices that a server registers in the same folder.
+const REGISTERED: &str = "json";
+/// A folder that changed so recently may change again within the same tick of its clock.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// Named voices. Additions are on disk before they can be used.
 pub struct VoiceStore {
@@ -17,6 +22,8 @@ pub struct VoiceStore {
     /// Voices of the checkpoint.
     builtin: BTreeMap<String, Arc<Voice>>,
     added: RwLock<BTreeMap<String, Arc<Voice>>>,
+    /// When the folder had last changed as it was read.
+    read_at: Mutex<Option<SystemTime>>,
 }
 
 impl VoiceStore {
@@ -25,34 +32,51 @@ impl VoiceStore {
     /// # Errors
     /// An unreadable folder. A voice that does not fit the checkpoint is left out with a warning.
     pub fn open(dir: &Path, dims: VoiceDims, builtin: BTreeMap<String, Voice>) -> Result<Self> {
-        let mut added = BTreeMap::new();
-        match std::fs::read_dir(dir) {
-            Ok(entries) => {
-                for entry in entries.flatten() {
-                    let path = entry.path();
-                    let Some(name) = voice_name(&path) else {
-                        continue;
-                    };
-                    match load(&path, &dims) {
-                        Ok(voice) => {
-                            added.insert(name, Arc::new(voice));
-                        }
-                        // Voices of several checkpoints may share a folder.
-                        Err(error) => tracing::warn!(%error, "a voice is left out"),
-                    }
-                }
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(source) => {
-                return Err(io(dir, source));
-            }
-        }
-        Ok(Self {
+        let store = Self {
             dir: dir.to_owned(),
             dims,
             builtin: builtin.into_iter().map(|(n, v)| (n, Arc::new(v))).collect(),
-            added: RwLock::new(added),
-        })
+            added: RwLock::default(),
+            read_at: Mutex::default(),
+        };
+        store.read_new()?;
+        Ok(store)
+    }
+
+    /// Takes up the voices that another process has added since; their names. What it removed stays until the next start.
+    ///
+    /// # Errors
+    /// An unreadable folder. A voice that does not fit the checkpoint is left out with a warning.
+    pub fn read_new(&self) -> Result<Vec<String>> {
+        let changed = match std::fs::metadata(&self.dir).and_then(|m| m.modified()) {
+            Ok(changed) => changed,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(io(&self.dir, source)),
+        };
+        let mut read_at = self.read_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if *read_at == Some(changed) {
+            return Ok(Vec::new());
+        }
+        let settled = changed.elapsed().is_ok_and(|age| age > SETTLED);
+        let entries = std::fs::read_dir(&self.dir).map_err(|source| io(&self.dir, source))?;
+        let mut new = Vec::new();
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let Some(name) = voice_name(&path).filter(|name| !self.read().contains_key(name))
+            else {
+                continue;
+            };
+            match load(&path, &self.dims) {
+                Ok(voice) => {
+                    self.write().insert(name.clone(), Arc::new(voice));
+                    new.push(name);
+                }
+                // Voices of several checkpoints may share a folder.
+                Err(error) => tracing::warn!(%error, "a voice is left out"),
+            }
+        }
+        *read_at = settled.then_some(changed);
+        new.sort();
+        Ok(new)
     }
 
     /// The voice of that name.
@@ -97,8 +121,9 @@ impl VoiceStore {
         if !sound {
             return Err(Error::VoiceName(name.to_owned()));
         }
-        let mut added = self.added.write().unwrap_or_else(PoisonError::into_inner);
-        if added.contains_key(name) || self.builtin.contains_key(name) {
+        let mut added = self.write();
+        let registered = self.dir.join(format!("{name}.{REGISTERED}"));
+        if added.contains_key(name) || self.builtin.contains_key(name) || registered.exists() {
             return Err(Error::VoiceExists(name.to_owned()));
         }
         let path = self.path(name);
@@ -113,7 +138,7 @@ impl VoiceStore {
     /// # Errors
     /// A name that was not added, or a disk that refuses.
     pub fn remove(&self, name: &str) -> Result<()> {
-        let mut added = self.added.write().unwrap_or_else(PoisonError::into_inner);
+        let mut added = self.write();
         if !added.contains_key(name) {
             return Err(Error::UnknownVoice {
                 name: name.to_owned(),
@@ -132,6 +157,10 @@ impl VoiceStore {
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Arc<Voice>>> {
         self.added.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, Arc<Voice>>> {
+        self.added.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

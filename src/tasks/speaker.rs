@@ -27,17 +27,32 @@ pub struct Speaker {
 }
 
 impl Speaker {
-    /// The checkpoint of `dir`, with room for `workers` tasks at the same time.
-    pub fn new(synthesizer: Synthesizer, dir: &Path, workers: usize) -> Self {
+    /// The checkpoint of `dir`.
+    pub fn new(synthesizer: Synthesizer, dir: &Path) -> Self {
         let name = dir.file_name().map(|n| n.to_string_lossy().into_owned());
         let info = ModelInfo {
             name: name.unwrap_or_else(|| String::from("cosyvoice2")),
             device: synthesizer.device().to_owned(),
             sample_rate_hz: synthesizer.sample_rate_hz(),
             fingerprint: fingerprint(dir),
-            workers,
+            workers: synthesizer.max_running(),
         };
         Self { synthesizer, info }
+    }
+
+    fn named(&self, name: String) -> Option<BuiltinVoice> {
+        let store = self.synthesizer.voices();
+        let description = match store.builtin().contains_key(&name) {
+            true => "A voice of the model",
+            false => "Added on the command line",
+        };
+        Some(BuiltinVoice {
+            voice: store.get(&name).ok()?,
+            name: name.clone(),
+            voice_id: name,
+            description: description.to_owned(),
+            language: String::new(),
+        })
     }
 
     /// Sft with a voice that has a prompt means: as well as this voice can.
@@ -83,26 +98,23 @@ impl Synthesis for Speaker {
         let mut names = store.names();
         // Voices of the model come before those that the command line added.
         names.sort_by_key(|name| !store.builtin().contains_key(name));
-        let mut voices: Vec<BuiltinVoice> = names
-            .into_iter()
-            .filter_map(|name| {
-                let voice = store.get(&name).ok()?;
-                let ours = store.builtin().contains_key(&name);
-                let description = if ours {
-                    "A voice of the model"
-                } else {
-                    "Added on the command line"
-                };
-                Some(BuiltinVoice {
-                    name: name.clone(),
-                    voice_id: name,
-                    description: description.to_owned(),
-                    language: String::new(),
-                    voice,
-                })
-            })
-            .collect();
+        let mut voices: Vec<BuiltinVoice> =
+            names.into_iter().filter_map(|n| self.named(n)).collect();
         add_numbered_names(&mut voices);
+        voices
+    }
+
+    fn new_voices(&self) -> Vec<BuiltinVoice> {
+        let store = self.synthesizer.voices();
+        let none_before = store.names().is_empty();
+        let names = store.read_new().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot look for new voices");
+            Vec::new()
+        });
+        let mut voices = names.into_iter().filter_map(|n| self.named(n)).collect();
+        if none_before {
+            add_numbered_names(&mut voices);
+        }
         voices
     }
 

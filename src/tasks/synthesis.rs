@@ -160,6 +160,11 @@ pub trait Synthesis: Send + Sync + 'static {
     /// The first is the default voice.
     fn builtin_voices(&self) -> Vec<BuiltinVoice>;
 
+    /// Those that have come since the last call without this server's doing, `voices add` for one.
+    fn new_voices(&self) -> Vec<BuiltinVoice> {
+        Vec::new()
+    }
+
     /// Speech tokens, mel and speaker embedding of a recording in any supported container, at most `limit` long.
     ///
     /// # Errors

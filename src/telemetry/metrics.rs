@@ -1,16 +1,20 @@
 //! Every metric, declared once. The text of `/metrics` is made by [`Metrics::encode`].
 
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::engine::EngineStats;
+use crate::engine::{BATCH_BOUNDS, BatchSizes, EngineStats};
 
 type Labels = [(&'static str, String); 1];
 type HttpLabels = [(&'static str, String); 3];
@@ -26,6 +30,37 @@ pub struct Snapshot {
     pub voices: usize,
     pub connections: usize,
     pub engine: EngineStats,
+}
+
+/// The engine's own count of its batches, as a histogram of each stage.
+#[derive(Debug, Default)]
+struct Batches(Mutex<[BatchSizes; 3]>);
+
+impl Batches {
+    fn set(&self, sizes: &[BatchSizes; 3]) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone_from(sizes);
+    }
+}
+
+impl Collector for Batches {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let stages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let help = "Sequences of a batch, by stage";
+        let mut metric =
+            encoder.encode_descriptor("batch_size", help, None, MetricType::Histogram)?;
+        let bounds = BATCH_BOUNDS.iter().map(|&b| b as f64).chain([f64::MAX]);
+        for (stage, sizes) in ["llm", "flow", "vocoder"].into_iter().zip(stages.iter()) {
+            let buckets: Vec<(f64, u64)> = bounds.clone().zip(sizes.classes).collect();
+            let batches = sizes.classes.iter().sum();
+            metric
+                .encode_family(&[("stage", stage)])?
+                .encode_histogram::<NoLabelSet>(sizes.sequences as f64, batches, &buckets, None)?;
+        }
+        Ok(())
+    }
 }
 
 /// All metrics of a server.
@@ -50,7 +85,7 @@ pub struct Metrics {
     audio_seconds: FloatCounter,
     uptime: FloatGauge,
     sampled: Family<Labels, FloatGauge>,
-    batch: Family<Labels, Gauge>,
+    batches: Arc<Batches>,
     speech_tokens: Gauge,
     engine_samples: Gauge,
     engine_failed: Gauge,
@@ -86,7 +121,7 @@ impl Default for Metrics {
             audio_seconds: FloatCounter::default(),
             uptime: FloatGauge::default(),
             sampled: Family::default(),
-            batch: Family::default(),
+            batches: Arc::default(),
             speech_tokens: Gauge::default(),
             engine_samples: Gauge::default(),
             engine_failed: Gauge::default(),
@@ -149,11 +184,7 @@ impl Metrics {
             "Figures at this moment, by what",
             self.sampled.clone(),
         );
-        r.register(
-            "batch_size",
-            "Sequences in the last batch, by stage",
-            self.batch.clone(),
-        );
+        r.register_collector(Box::new(Arc::clone(&self.batches)));
         r.register(
             "speech_tokens",
             "Speech tokens made since the start",
@@ -230,10 +261,7 @@ impl Metrics {
             let labels = [("what", what.to_owned())];
             self.sampled.get_or_create(&labels).set(value as f64);
         }
-        for (stage, size) in ["llm", "flow", "vocoder"].iter().zip(engine.batch) {
-            let labels = [("stage", (*stage).to_owned())];
-            self.batch.get_or_create(&labels).set(size as i64);
-        }
+        self.batches.set(&engine.batches);
         self.speech_tokens.set(engine.speech_tokens as i64);
         self.engine_samples.set(engine.audio_samples as i64);
         self.engine_failed.set(engine.requests_failed as i64);
@@ -254,10 +282,12 @@ mod tests {
         metrics.http("GET", "/health", 200, 0.001);
         metrics.completed(1.0, 4.0);
         metrics.failed("cancelled");
-        let now = Snapshot {
+        let mut now = Snapshot {
             queued: 3,
             ..Snapshot::default()
         };
+        now.engine.batches[1].note(3);
+        now.engine.batches[1].note(200);
         let text = metrics.encode(&now);
         for line in [
             "cosyvoice_http_requests_total{method=\"GET\",route=\"/health\",status=\"200\"} 1",
@@ -265,6 +295,10 @@ mod tests {
             "cosyvoice_task_errors_total{error=\"cancelled\"} 1",
             "cosyvoice_rtf_sum 0.25",
             "cosyvoice_state{what=\"tasks_queued\"} 3",
+            "cosyvoice_batch_size_sum{stage=\"flow\"} 203.0",
+            "cosyvoice_batch_size_count{stage=\"flow\"} 2",
+            "cosyvoice_batch_size_bucket{le=\"4.0\",stage=\"flow\"} 1",
+            "cosyvoice_batch_size_bucket{le=\"+Inf\",stage=\"flow\"} 2",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -1,4 +1,4 @@
-//! The HTTP API over a deterministic stand-in for the models.
+//! The HTTP API over a deterministic stand-in for the models, and the real program over the models of the tests.
 
 mod client;
 mod crash;
@@ -6,7 +6,9 @@ mod fake;
 mod hostile;
 mod invalid;
 mod openapi;
+mod program;
 mod serve;
+mod soak;
 mod streaming;
 mod synthesis;
 mod tasks;

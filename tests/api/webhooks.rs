@@ -1,14 +1,20 @@
 //! Callbacks: signed, retried, kept over a restart.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Value, json};
 use sha2::Sha256;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
 
+use super::program::Program;
 use super::serve::Serving;
 
 struct Delivery {
@@ -36,7 +42,7 @@ fn receiver(statuses: &'static [u16]) -> (String, Receiver<Delivery>) {
     (url, deliveries)
 }
 
-fn take(mut stream: TcpStream, status: u16) -> Delivery {
+fn take(mut stream: impl Read + Write, status: u16) -> Delivery {
     let mut bytes = Vec::new();
     let (head, length) = loop {
         let mut piece = [0; 4096];
@@ -181,7 +187,7 @@ fn names_that_lead_inside_are_refused_at_delivery() {
         "http://10.0.0.1/",
         "http://[::1]/",
         "http://169.254.169.254/latest",
-        "https://example.org/",
+        "https://127.0.0.1/",
     ] {
         let body = json!({"text": "x", "voice_id": "pretrained_voice_001", "callback_url": url});
         let reply = client.post("/api/v1/async/synthesize/sft", &body);
@@ -190,5 +196,63 @@ fn names_that_lead_inside_are_refused_at_delivery() {
             (422, "validation_error"),
             "{url}"
         );
+    }
+}
+
+const TLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tls");
+
+/// Secures what connects with a certificate for `localhost`; `None` when the other side does not want it.
+fn secured(listener: &TcpListener) -> Option<StreamOwned<ServerConnection, std::net::TcpStream>> {
+    let file = |name: &str| format!("{TLS}/{name}");
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![CertificateDer::from_pem_file(file("localhost.pem")).expect("a certificate")],
+            PrivateKeyDer::from_pem_file(file("localhost.key")).expect("a key"),
+        )
+        .expect("they fit");
+    let connection = ServerConnection::new(Arc::new(config)).expect("a connection");
+    let (stream, _) = listener.accept().expect("a callback");
+    let mut secured = StreamOwned::new(connection, stream);
+    while secured.conn.is_handshaking() {
+        secured.conn.complete_io(&mut secured.sock).ok()?;
+    }
+    Some(secured)
+}
+
+#[test]
+fn callbacks_go_over_tls_to_those_who_are_trusted() {
+    for (authority, host, trusted) in [
+        (Some(format!("{TLS}/ca.pem")), "localhost", true),
+        // Another name than the certificate's; a certificate that nobody vouches for.
+        (Some(format!("{TLS}/ca.pem")), "127.0.0.2", false),
+        (None, "localhost", false),
+    ] {
+        let listener = TcpListener::bind("0.0.0.0:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let mut variables = vec![("WEBHOOK_ALLOW_PRIVATE", "true")];
+        variables.extend(authority.as_deref().map(|file| ("SSL_CERT_FILE", file)));
+        let program = Program::start(&variables);
+        let url = format!("https://{host}:{port}/hook");
+        let body =
+            json!({"text": "Tell me", "voice_id": "pretrained_voice_001", "callback_url": url});
+        let id = program.client.submit("/api/v1/async/synthesize/sft", &body);
+        match secured(&listener) {
+            Some(stream) if trusted => {
+                let delivery = take(stream, 200);
+                assert!(delivery.headers.starts_with("POST /hook HTTP/1.1"));
+                assert_eq!(delivery.body["data"]["task_id"], id);
+            }
+            Some(mut stream) => {
+                // TLS 1.3 ends the server's handshake before the client has judged the certificate.
+                assert!(
+                    !matches!(stream.read(&mut [0; 1]), Ok(n) if n > 0),
+                    "{host}"
+                );
+            }
+            None => assert!(!trusted, "{host}"),
+        }
     }
 }

@@ -1,10 +1,12 @@
 """Drives the web page in headless Chromium: `python tests/clients/page.py http://localhost:8000 page.png`.
 
-Types, speaks, waits for the player, saves a screenshot; any script error or refused resource fails it. Needs `chromium` and aiohttp.
+Types, speaks by keyboard, waits for the player, saves screenshots of a desk in the light and a phone in the dark; any script error, refused
+resource or sideways scrolling fails it. Needs `chromium` and aiohttp.
 """
 
 import asyncio
 import base64
+import pathlib
 import subprocess
 import sys
 import tempfile
@@ -12,7 +14,7 @@ import tempfile
 import aiohttp
 
 BASE = sys.argv[1].rstrip("/") if len(sys.argv) > 1 else "http://localhost:8000"
-PICTURE = sys.argv[2] if len(sys.argv) > 2 else "page.png"
+PICTURE = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else "page.png")
 PORT = 9333
 
 
@@ -39,6 +41,10 @@ class Page:
         answer = await self.call("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
         return answer["result"].get("value")
 
+    async def picture(self, path):
+        answer = await self.call("Page.captureScreenshot")
+        path.write_bytes(base64.b64decode(answer["data"]))
+
     async def until(self, code, seconds=90):
         for _ in range(seconds * 5):
             if await self.js(code):
@@ -64,13 +70,21 @@ async def main():
             await page.call(f"{domain}.enable")
         await page.call("Page.navigate", url=f"{BASE}/")
         await page.until("document.querySelectorAll('#voice option').length > 1")
-        await page.js("document.getElementById('text').value = 'Spoken from the page.'; document.getElementById('form').requestSubmit()")
+        await page.js("document.getElementById('text').select()")
+        await page.call("Input.insertText", text="Spoken from the page.")
+        enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "modifiers": 2}
+        await page.call("Input.dispatchKeyEvent", type="rawKeyDown", **enter)
+        await page.call("Input.dispatchKeyEvent", type="keyUp", **enter)
         await page.until("!!document.querySelector('#tasks li canvas') && document.querySelector('#tasks li audio').duration > 0")
         assert (await page.js("document.querySelector('#tasks li a').download")).endswith(".wav")
         assert await page.js("document.getElementById('message').textContent") == ""
-        picture = await page.call("Page.captureScreenshot")
-        with open(PICTURE, "wb") as file:
-            file.write(base64.b64decode(picture["data"]))
+        light = await page.js("getComputedStyle(document.body).backgroundColor")
+        await page.picture(PICTURE)
+        await page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        await page.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
+        await page.picture(PICTURE.with_stem(PICTURE.stem + "-phone"))
+        assert await page.js("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than a phone"
+        assert await page.js("getComputedStyle(document.body).backgroundColor") != light, "the dark is as light as the light"
         await page.call("Page.navigate", url=f"{BASE}/docs")
         await page.until("document.querySelectorAll('details').length > 30")
         assert not page.errors, page.errors

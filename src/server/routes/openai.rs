@@ -33,11 +33,11 @@ pub(crate) async fn models(context: Context) -> Answer {
 
 pub(crate) async fn voices(context: Context) -> Answer {
     let voices = context.tasks()?.voices();
-    let builtin = voices
-        .builtin()
+    voices.look_again().await;
+    let (builtin, registered) = (voices.builtin(), voices.registered());
+    let builtin = builtin
         .iter()
         .map(|b| json!({"id": b.voice_id, "name": b.name}));
-    let registered = voices.registered();
     let registered = registered
         .iter()
         .map(|v| json!({"id": v.voice_id, "name": v.name}));
@@ -108,9 +108,9 @@ async fn find_voice(
     voice_id: String,
 ) -> Result<(String, std::sync::Arc<crate::tasks::Loaded>), ApiError> {
     let voices = tasks.voices();
-    let known =
-        voices.get(&voice_id).is_some() || voices.builtin().iter().any(|b| b.voice_id == voice_id);
-    let voice_id = match voices.builtin().first() {
+    let builtin = voices.builtin();
+    let known = voices.get(&voice_id).is_some() || builtin.iter().any(|b| b.voice_id == voice_id);
+    let voice_id = match builtin.first() {
         Some(default) if !known && THEIR_VOICES.contains(&voice_id.as_str()) => {
             default.voice_id.clone()
         }

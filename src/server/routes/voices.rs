@@ -1,6 +1,7 @@
 //! Voices: those of the model and those that users register.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use hyper::{StatusCode, header};
 use serde_json::{Value, json};
@@ -49,9 +50,10 @@ fn registered_json(voice: &VoiceInfo) -> Value {
     })
 }
 
-fn all(voices: &Voices) -> Vec<Value> {
-    let registered = voices.registered();
-    let builtin = voices.builtin().iter().map(builtin_json);
+async fn all(voices: &Arc<Voices>) -> Vec<Value> {
+    voices.look_again().await;
+    let (builtin, registered) = (voices.builtin(), voices.registered());
+    let builtin = builtin.iter().map(builtin_json);
     builtin
         .chain(registered.iter().map(registered_json))
         .collect()
@@ -74,7 +76,7 @@ pub(crate) async fn list(context: Context) -> Answer {
                 .is_some_and(|v| v.eq_ignore_ascii_case(w))
         })
     };
-    let mut voices = all(tasks.voices());
+    let mut voices = all(tasks.voices()).await;
     voices.retain(|v| is(v, "voice_type", &voice_type) && is(v, "language", &language));
     let total = voices.len();
     let first = (page - 1) * size;
@@ -95,6 +97,7 @@ pub(crate) async fn list(context: Context) -> Answer {
 pub(crate) async fn get(context: Context) -> Answer {
     let voices = context.tasks()?.voices();
     let voice_id = context.param("voice_id");
+    voices.look_again().await;
     let builtin = voices
         .builtin()
         .iter()
@@ -205,20 +208,16 @@ pub(crate) async fn delete(context: Context) -> Answer {
 }
 
 pub(crate) async fn pretrained(context: Context) -> Answer {
-    let voices: Vec<Value> = context
-        .tasks()?
-        .voices()
-        .builtin()
-        .iter()
-        .map(builtin_json)
-        .collect();
+    let voices = context.tasks()?.voices();
+    voices.look_again().await;
+    let voices: Vec<Value> = voices.builtin().iter().map(builtin_json).collect();
     Ok(ok(
         &json!({"pretrained_voices": voices, "total": voices.len()}),
     ))
 }
 
 pub(crate) async fn summary(context: Context) -> Answer {
-    let voices = all(context.tasks()?.voices());
+    let voices = all(context.tasks()?.voices()).await;
     let count = |field: &str| {
         let mut counts = BTreeMap::<String, usize>::new();
         for voice in &voices {

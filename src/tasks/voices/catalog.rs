@@ -122,6 +122,7 @@ impl Voices {
     /// [`VoiceError::Exists`], or [`VoiceError::Prompt`] when the recording cannot serve.
     pub async fn create(self: &Arc<Self>, new: NewVoice) -> Result<VoiceInfo, VoiceError> {
         let reservation = self.reserve(&new.voice_id)?;
+        self.look_again().await;
         if self.is_builtin(&new.voice_id) || self.get(&new.voice_id).is_some() {
             return Err(VoiceError::Exists(new.voice_id));
         }

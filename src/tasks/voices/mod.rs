@@ -9,7 +9,7 @@ mod file;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -72,7 +72,7 @@ pub struct Voices {
     folder: PathBuf,
     prompts: PathBuf,
     synthesis: Arc<dyn Synthesis>,
-    builtin: Vec<BuiltinVoice>,
+    builtin: RwLock<Arc<[BuiltinVoice]>>,
     limit: Duration,
     encoders: Semaphore,
     state: Mutex<State>,
@@ -97,7 +97,7 @@ impl Voices {
             ..State::default()
         };
         Ok(Self {
-            builtin: synthesis.builtin_voices(),
+            builtin: RwLock::new(synthesis.builtin_voices().into()),
             folder,
             prompts,
             synthesis,
@@ -111,9 +111,24 @@ impl Voices {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The voices of the model; the first is the default.
-    pub fn builtin(&self) -> &[BuiltinVoice] {
-        &self.builtin
+    /// The voices of the model, as far as they were seen; the first is the default.
+    pub fn builtin(&self) -> Arc<[BuiltinVoice]> {
+        Arc::clone(&self.builtin.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes up voices that were added beside this server.
+    pub async fn look_again(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        let look = move || {
+            let new = this.synthesis.new_voices();
+            if !new.is_empty() {
+                let mut builtin = this.builtin.write().unwrap_or_else(PoisonError::into_inner);
+                *builtin = builtin.iter().cloned().chain(new).collect();
+            }
+            Ok(())
+        };
+        // A panic in there was logged; the voices that are known stay.
+        let _ = blocking(look).await;
     }
 
     /// The voices that users registered, by id.
@@ -126,7 +141,7 @@ impl Voices {
     }
 
     fn is_builtin(&self, voice_id: &str) -> bool {
-        self.builtin.iter().any(|b| b.voice_id == voice_id)
+        self.builtin().iter().any(|b| b.voice_id == voice_id)
     }
 
     /// The voice of this id, ready for the engine.
@@ -134,7 +149,10 @@ impl Voices {
     /// # Errors
     /// [`VoiceError::NotFound`]; others when its file is gone or unreadable and it cannot be encoded anew.
     pub async fn resolve(self: &Arc<Self>, voice_id: &str) -> Result<Arc<Loaded>, VoiceError> {
-        if let Some(b) = self.builtin.iter().find(|b| b.voice_id == voice_id) {
+        if !self.is_builtin(voice_id) && self.get(voice_id).is_none() {
+            self.look_again().await;
+        }
+        if let Some(b) = self.builtin().iter().find(|b| b.voice_id == voice_id) {
             return Ok(Arc::new(Loaded {
                 source: VoiceSource::Builtin(voice_id.to_owned()),
                 voice: Arc::clone(&b.voice),

@@ -1,4 +1,4 @@
-//! Where callbacks may go: plain HTTP, and no address inside the network unless that is allowed.
+//! Where callbacks may go: http or https, and no address inside the network unless that is allowed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,10 +7,8 @@ const MAX_URL_BYTES: usize = 2048;
 /// Why a callback cannot go there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    #[error("must be an absolute http:// URL")]
+    #[error("must be an absolute http:// or https:// URL")]
     Malformed,
-    #[error("must use http://: this server delivers callbacks without TLS")]
-    Scheme,
     #[error("must not carry a user name or password")]
     Credentials,
     #[error("must not point to a loopback, private or link-local address")]
@@ -20,6 +18,7 @@ pub enum UrlError {
 /// A callback URL, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
+    pub(super) tls: bool,
     /// Without brackets.
     pub(super) host: String,
     pub(super) port: u16,
@@ -36,18 +35,19 @@ pub struct Target {
 pub fn check_url(url: &str, allow_private: bool) -> Result<Target, UrlError> {
     let clean = url.len() <= MAX_URL_BYTES && url.bytes().all(|b| b.is_ascii_graphic());
     let (scheme, rest) = url.split_once("://").ok_or(UrlError::Malformed)?;
-    match scheme.to_ascii_lowercase().as_str() {
-        "http" if clean => {}
-        "https" => return Err(UrlError::Scheme),
+    let tls = match scheme.to_ascii_lowercase().as_str() {
+        "http" if clean => false,
+        "https" if clean => true,
         _ => return Err(UrlError::Malformed),
-    }
+    };
     let rest = rest.split('#').next().unwrap_or(rest);
     let split = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(split);
     if authority.contains('@') {
         return Err(UrlError::Credentials);
     }
-    let (host, port) = split_port(authority).ok_or(UrlError::Malformed)?;
+    let default_port = if tls { 443 } else { 80 };
+    let (host, port) = split_port(authority, default_port).ok_or(UrlError::Malformed)?;
     let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
     let local = name == "localhost" || name.ends_with(".localhost");
     let address = host.parse::<IpAddr>().ok();
@@ -56,6 +56,7 @@ pub fn check_url(url: &str, allow_private: bool) -> Result<Target, UrlError> {
     }
     let slash = if path.starts_with('/') { "" } else { "/" };
     Ok(Target {
+        tls,
         host: host.to_owned(),
         port,
         path: format!("{slash}{path}"),
@@ -63,7 +64,7 @@ pub fn check_url(url: &str, allow_private: bool) -> Result<Target, UrlError> {
     })
 }
 
-fn split_port(authority: &str) -> Option<(&str, u16)> {
+fn split_port(authority: &str, default: u16) -> Option<(&str, u16)> {
     let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
         let (host, tail) = rest.split_once(']')?;
         host.parse::<Ipv6Addr>().ok()?;
@@ -78,7 +79,7 @@ fn split_port(authority: &str) -> Option<(&str, u16)> {
         }
     };
     let port = match port? {
-        "" => 80,
+        "" => default,
         digits => digits.parse().ok().filter(|p| *p > 0)?,
     };
     let named = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
@@ -142,7 +143,12 @@ mod tests {
             ("hooks.example", 8080, "/a/b?c=d")
         );
         let t = check_url("HTTP://example.org?x", false).unwrap();
-        assert_eq!((t.port, t.path.as_str()), (80, "/?x"));
+        assert_eq!((t.port, t.path.as_str(), t.tls), (80, "/?x", false));
+        let t = check_url("https://hooks.example/a", false).unwrap();
+        assert_eq!(
+            (t.host.as_str(), t.port, t.tls),
+            ("hooks.example", 443, true)
+        );
         assert_eq!(
             check_url("http://[2001:4860::1]:81/", false).unwrap().host,
             "2001:4860::1"
@@ -161,7 +167,7 @@ mod tests {
             ("http://example.org:99999/", UrlError::Malformed),
             ("http://example.org/\r\nX: y", UrlError::Malformed),
             ("http://[::1/", UrlError::Malformed),
-            ("https://example.org", UrlError::Scheme),
+            ("https://", UrlError::Malformed),
             ("http://user:pw@example.org/", UrlError::Credentials),
         ] {
             assert_eq!(check_url(url, true), Err(error), "{url}");

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::super::{Timestamp, WebhookConfig};
 use super::address::{Target, check_url, is_private};
 use super::sign::signature;
+use super::tls;
 
 /// From the first lookup to the status line.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -39,15 +40,31 @@ async fn exchange(
     body: &str,
     config: &WebhookConfig,
 ) -> Result<u16, String> {
-    let address = resolve(target, config.allow_private).await?;
-    let io = |e: std::io::Error| e.to_string();
-    let mut stream = TcpStream::connect(address).await.map_err(io)?;
+    let addresses = resolve(target, config.allow_private).await?;
+    let stream = TcpStream::connect(&addresses[..]).await.map_err(said)?;
     let request = request(target, task_id, body, config);
-    stream.write_all(request.as_bytes()).await.map_err(io)?;
+    if target.tls {
+        converse(tls::connect(stream, &target.host).await?, &request).await
+    } else {
+        converse(stream, &request).await
+    }
+}
+
+fn said(error: std::io::Error) -> String {
+    error.to_string()
+}
+
+/// Sends the request; the status of its answer.
+async fn converse(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: &str,
+) -> Result<u16, String> {
+    stream.write_all(request.as_bytes()).await.map_err(said)?;
+    stream.flush().await.map_err(said)?;
     let mut answer = Vec::new();
     let mut reader = stream.take(ANSWER_BYTES as u64);
     while !answer.contains(&b'\n') {
-        if reader.read_buf(&mut answer).await.map_err(io)? == 0 {
+        if reader.read_buf(&mut answer).await.map_err(said)? == 0 {
             break;
         }
     }
@@ -58,8 +75,8 @@ async fn exchange(
     status.ok_or_else(|| String::from("the answer is not HTTP"))
 }
 
-/// The first address of the host, if none of its addresses is forbidden.
-async fn resolve(target: &Target, allow_private: bool) -> Result<SocketAddr, String> {
+/// The addresses of the host, if none of them is forbidden.
+async fn resolve(target: &Target, allow_private: bool) -> Result<Vec<SocketAddr>, String> {
     let found = tokio::net::lookup_host((target.host.as_str(), target.port)).await;
     let addresses: Vec<SocketAddr> = found.map_err(|e| e.to_string())?.collect();
     if !allow_private && addresses.iter().any(|a| is_private(a.ip())) {
@@ -67,8 +84,10 @@ async fn resolve(target: &Target, allow_private: bool) -> Result<SocketAddr, Str
             "the host has a loopback, private or link-local address",
         ));
     }
-    let first = addresses.first().copied();
-    first.ok_or_else(|| String::from("the host has no address"))
+    if addresses.is_empty() {
+        return Err(String::from("the host has no address"));
+    }
+    Ok(addresses)
 }
 
 fn request(target: &Target, task_id: &str, body: &str, config: &WebhookConfig) -> String {

@@ -1,11 +1,11 @@
 //! Callbacks: a finished task is posted to its `callback_url`, signed, and retried until it is taken or given up.
 //!
-//! Which callbacks are due is in the task store, so they survive a crash. Delivery is plain HTTP; for HTTPS targets put a
-//! forwarding proxy between.
+//! Which callbacks are due is in the task store, so they survive a crash.
 
 mod address;
 mod deliver;
 mod sign;
+mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
