@@ -65,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(Small::THREADS) gemm_small_split(co
     if (threadIdx.x == 0) {
         int* counter = pointer<int>(p.counters) + tile;
         last = atomicAdd(counter, 1) == segments - 1;
-        if (last) *counter = 0;
+        if (last) atomicExch(counter, 0);
         __threadfence();
     }
     __syncthreads();

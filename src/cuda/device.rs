@@ -1,10 +1,11 @@
 //! Opening a device: driver, context, stream, kernels; and the way from driver errors to ours.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::buffer::Dtype;
+use super::gemm::SharedTiles;
 use super::images::{FATBINS, Images};
 use super::launch::Launcher;
 use super::memory::Staging;
@@ -47,6 +48,8 @@ pub struct Cuda {
     pub(super) launcher: Launcher,
     pub(super) staging: Staging,
     pub(super) sampling: SampleMemory,
+    /// Made when the first weight that needs it is packed.
+    pub(super) shared_tiles: OnceLock<SharedTiles>,
     multiprocessors: usize,
     compute_capability: (i32, i32),
 }
@@ -114,6 +117,7 @@ impl Cuda {
             launcher,
             staging,
             sampling: SampleMemory::default(),
+            shared_tiles: OnceLock::new(),
             multiprocessors: multiprocessors.max(1) as usize,
             compute_capability,
         })
@@ -145,6 +149,13 @@ impl Cuda {
     /// Major and minor compute capability.
     pub fn compute_capability(&self) -> (i32, i32) {
         self.compute_capability
+    }
+
+    /// The same device without the kernels for Hopper's own instructions, as one of compute capability 8.0 would run: for tests of those
+    /// kernels that every device has.
+    pub fn without_hopper(mut self) -> Self {
+        self.compute_capability = self.compute_capability.min((8, 0));
+        self
     }
 
     /// Whether the kernels for Hopper's own instructions (TMA, wgmma) can run.

@@ -21,17 +21,22 @@
 )]
 mod abi;
 mod buffer;
+mod dense;
 mod device;
 mod elements;
+mod epilogue;
 mod flow;
+mod gemm;
 mod images;
 mod launch;
 mod memory;
 mod norm;
 mod probe;
 mod sample;
+mod tensor_map;
 
 pub use buffer::{Buffer, Dtype, IdBuffer};
+pub use dense::CudaLinear;
 pub use device::{Cuda, CudaOptions, Precision};
 pub use images::{BUILD_INFO, Images};
 pub use probe::describe;

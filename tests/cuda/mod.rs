@@ -4,6 +4,7 @@
 //! `CUDA_TESTS=device` they run on device 0 of the real driver instead. The checking flavour of the emulator, which looks for data races and
 //! accesses out of bounds, runs all of this again in a process of its own.
 
+mod dense;
 mod flow;
 mod memory;
 mod norm;
@@ -35,6 +36,16 @@ pub(crate) const COPY: Bounds = Bounds {
 pub(crate) struct Device {
     cuda: Cuda,
     _turn: MutexGuard<'static, ()>,
+}
+
+impl Device {
+    /// The same device as one without Hopper's instructions runs.
+    pub(crate) fn without_hopper(self) -> Self {
+        Self {
+            cuda: self.cuda.without_hopper(),
+            ..self
+        }
+    }
 }
 
 impl Deref for Device {

@@ -1,4 +1,4 @@
-/* kernels/gemm.cu, gemv.cu, gemm_hopper.cu, gemm_f32.cu, elementwise.cu */
+/* kernels/gemm.cu, kernels/gemv.cu, kernels/gemm_f32.cu, kernels/gemm_hopper.cu, kernels/elementwise.cu */
 
 /* A packed weight: `rows` rows of `cols` values, both padded with zeros to multiples of 64, rows without gaps. Sums over k are
  * taken in segments of `segment` values (a multiple of 64), which are added up in ascending order. */
@@ -25,6 +25,21 @@ typedef struct GemmParams {
     uint64_t partial;
     uint64_t counters;
 } GemmParams;
+
+/* A CUtensorMap, made by cuTensorMapEncodeTiled. */
+typedef struct TensorMapBits {
+    uint64_t bits[16];
+} __attribute__((aligned(64))) TensorMapBits;
+
+/* Bytes of dynamic shared memory of gemm_hopper. */
+#define HOPPER_GEMM_SHARED 208992
+
+/* kernels/gemm_hopper.cu: x in boxes of 64 columns and 128 rows, the weight likewise, both with the 128-byte swizzle. */
+typedef struct HopperGemmParams {
+    TensorMapBits x_map;
+    TensorMapBits weight_map;
+    GemmParams gemm;
+} HopperGemmParams;
 
 /* values = act(values) */
 typedef struct ActivateParams {
