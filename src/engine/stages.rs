@@ -263,10 +263,10 @@ impl<B: Backend> Stages<B> {
         };
         sequence.prefix = state.take_prefix();
         let Models { backend, flow, .. } = &self.models;
-        let mut mel = backend.alloc(0, 0)?;
+        let mut mel = backend.alloc_f32(0, 0)?;
         flow.mel(backend, &state, call.token_offset, &mut mel)?;
         if sequence.request.speed != 1.0 {
-            let mut changed = backend.alloc(0, 0)?;
+            let mut changed = backend.alloc_f32(0, 0)?;
             change_speed(
                 backend,
                 &mel,

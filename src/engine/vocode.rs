@@ -25,7 +25,7 @@ pub(super) struct VocodeStage<B: Backend> {
 impl<B: Backend> VocodeStage<B> {
     pub(super) fn new(backend: &B, hift: &Hift<B>) -> Result<Self, EngineError> {
         Ok(Self {
-            mel: backend.alloc(0, 0)?,
+            mel: backend.alloc_f32(0, 0)?,
             segments: Segments::new(backend, &[])?,
             ws: HiftWorkspace::new(backend)?,
             fade: CrossFade::new(CACHED_FRAMES * hift.samples_per_frame()),
@@ -154,7 +154,7 @@ impl<B: Backend> VocodeStage<B> {
                 let frames = self.segments.range(b);
                 let kept = CACHED_FRAMES.min(frames.len());
                 let kept_samples = kept * hift.samples_per_frame();
-                let mut mel = backend.alloc(kept, self.mel.cols())?;
+                let mut mel = backend.alloc_f32(kept, self.mel.cols())?;
                 backend.copy_rows(&self.mel, frames.end - kept, &mut mel, 0, kept)?;
                 let mut source = backend.alloc_f32(kept_samples, 1)?;
                 let from = range.end - kept_samples;

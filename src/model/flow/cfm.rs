@@ -82,7 +82,7 @@ impl<B: Backend> FlowState<B> {
     /// When the backend cannot allocate.
     pub fn new(backend: &B) -> Result<Self> {
         Ok(Self {
-            x: backend.alloc(0, 0)?,
+            x: backend.alloc_f32(0, 0)?,
             mu: backend.alloc(0, 0)?,
             cond: backend.alloc(0, 0)?,
             speaker: backend.alloc(0, 0)?,
@@ -150,13 +150,13 @@ impl<B: Backend> CfmWorkspace<B> {
     pub(super) fn new(backend: &B) -> Result<Self> {
         let empty = || backend.alloc(0, 0);
         Ok(Self {
-            x: empty()?,
+            x: backend.alloc_f32(0, 0)?,
             mu: empty()?,
             cond: empty()?,
             speaker: empty()?,
             dt: backend.alloc_f32(0, 1)?,
             input: empty()?,
-            velocity: empty()?,
+            velocity: backend.alloc_f32(0, 0)?,
             estimator: EstimatorWorkspace::new(backend)?,
         })
     }

@@ -59,6 +59,8 @@ pub(super) struct Scratch<B: Backend> {
     fused: Tensor<B>,
     t: Tensor<B>,
     block: Tensor<B>,
+    /// Log magnitudes and phases of the waveform.
+    head: Tensor<B>,
 }
 
 impl<B: Backend> Scratch<B> {
@@ -75,12 +77,8 @@ impl<B: Backend> Scratch<B> {
             fused: empty()?,
             t: empty()?,
             block: empty()?,
+            head: backend.alloc_f32(0, 0)?,
         })
-    }
-
-    /// Two tensors that are free before the generator runs.
-    pub(super) fn pair(&mut self) -> [&mut Tensor<B>; 2] {
-        [&mut self.t, &mut self.block]
     }
 }
 
@@ -146,14 +144,13 @@ impl<B: Backend> Generator<B> {
             stage.fuse(backend, self.slope, last, s, i, trace)?;
             stage.blend(backend, s, i * stage.blocks.len(), trace)?;
         }
-        // The residual blocks are done with `t`: it takes the spectrum.
-        backend.resize(&mut s.t, s.rows.total(), bins)?;
+        backend.resize(&mut s.head, s.rows.total(), bins)?;
         let pre = Some(Act::LeakyRelu(LAST_SLOPE));
-        let (ep, out) = (Epilogue::None, &mut s.t);
+        let (ep, out) = (Epilogue::None, &mut s.head);
         backend.conv1d(&s.x, &s.rows, &self.post, outer, pre, ep, out, &s.rows)?;
-        trace.record(backend, "hift.conv_post", &s.t)?;
+        trace.record(backend, "hift.conv_post", &s.head)?;
         backend.resize(wave, input.samples.total(), 1)?;
-        backend.istft_head(&s.t, &s.rows, n_fft, hop, self.limit, wave, input.samples)
+        backend.istft_head(&s.head, &s.rows, n_fft, hop, self.limit, wave, input.samples)
     }
 }
 

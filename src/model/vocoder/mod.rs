@@ -30,6 +30,7 @@ pub struct Hift<B: Backend> {
 
 /// Activations of a run; kept and reused, it allocates nothing once it has seen the largest batch.
 pub struct HiftWorkspace<B: Backend> {
+    f0_layers: [Tensor<B>; 2],
     f0: Tensor<B>,
     source: Tensor<B>,
     samples: Segments<B>,
@@ -42,6 +43,7 @@ impl<B: Backend> HiftWorkspace<B> {
     /// When the backend cannot allocate.
     pub fn new(backend: &B) -> Result<Self> {
         Ok(Self {
+            f0_layers: [backend.alloc_f32(0, 0)?, backend.alloc_f32(0, 0)?],
             f0: backend.alloc_f32(0, 0)?,
             source: backend.alloc_f32(0, 0)?,
             samples: Segments::new(backend, &[])?,
@@ -145,7 +147,7 @@ impl<B: Backend> Hift<B> {
         ws: &mut HiftWorkspace<B>,
         trace: &Trace,
     ) -> Result<()> {
-        let [a, b] = ws.scratch.pair();
+        let [a, b] = &mut ws.f0_layers;
         self.f0.run(backend, mel, segments, a, b, &mut ws.f0)?;
         trace.record(backend, "hift.f0", &ws.f0)
     }
