@@ -4,6 +4,7 @@ use std::io::Write;
 
 use super::model::{ModelArgs, resolve_model_dir};
 use crate::checkpoint::Checkpoint;
+use crate::engine::Device;
 
 /// Arguments of `doctor`.
 #[derive(clap::Args)]
@@ -16,7 +17,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "cosyvoice  {}", env!("CARGO_PKG_VERSION"))?;
     cpu(&mut out)?;
-    gpu(&mut out)?;
+    writeln!(out, "gpu        {}", crate::cuda::describe())?;
+    writeln!(out, "kernels    {}", crate::cuda::BUILD_INFO)?;
+    device(&args.model.device, &mut out)?;
     match resolve_model_dir(args.model.model.as_deref()) {
         Ok(dir) => match Checkpoint::open(&dir) {
             Ok(checkpoint) => {
@@ -62,6 +65,13 @@ fn cpu_features() -> Vec<&'static str> {
     vec![std::env::consts::ARCH]
 }
 
-fn gpu(out: &mut impl Write) -> std::io::Result<()> {
-    writeln!(out, "gpu        {}", crate::cuda::describe())
+/// Where the models would run with these flags, and why.
+fn device(asked: &Device, out: &mut impl Write) -> std::io::Result<()> {
+    let (chosen, reason) = asked.resolve();
+    let reason = match reason {
+        Some(reason) => format!(": {reason}"),
+        None if chosen == *asked => " as asked for".to_owned(),
+        None => ": the first GPU that works".to_owned(),
+    };
+    writeln!(out, "device     {chosen}{reason}")
 }

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use crate::checkpoint::Checkpoint;
 use crate::cpu::WeightPrecision;
-use crate::engine::{Mode, Synthesizer, SynthesizerOptions, Utterance, VoiceChoice};
+use crate::engine::{Device, Mode, Synthesizer, SynthesizerOptions, Utterance, VoiceChoice};
 
 /// Which model on which device.
 #[derive(clap::Args)]
@@ -17,9 +17,9 @@ pub(super) struct ModelArgs {
     /// Where voices are kept.
     #[arg(long, env = "DATA_DIR", value_name = "DIR", default_value = "data")]
     pub(super) data: PathBuf,
-    /// auto, cpu, cuda or cuda:N.
+    /// auto, cpu, cuda, cuda:1 or cuda:0,cuda:1.
     #[arg(long, env = "DEVICE", default_value = "auto")]
-    pub(super) device: String,
+    pub(super) device: Device,
     /// CPU threads; 0 = one per core.
     #[arg(long, env = "THREADS", default_value_t = 0)]
     pub(super) threads: usize,

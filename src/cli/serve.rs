@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::model::resolve_model_dir;
 use crate::engine::{Synthesizer, SynthesizerOptions};
 use crate::server::{Server, Starter, tasks_config};
-use crate::settings::{Device, Flags, Settings};
+use crate::settings::{Flags, Settings};
 use crate::tasks::{Speaker, Tasks};
 use crate::telemetry::{Metrics, init_logs};
 
@@ -75,19 +75,8 @@ async fn start(starter: Starter, settings: Settings, metrics: Arc<Metrics>) -> a
 
 fn load(settings: &Settings) -> anyhow::Result<Speaker> {
     let dir = resolve_model_dir(settings.model_dir.as_deref())?;
-    let device = match &settings.device {
-        Device::Auto => String::from("auto"),
-        Device::Cpu => String::from("cpu"),
-        Device::Cuda(ordinals) => {
-            anyhow::ensure!(
-                ordinals.len() == 1,
-                "DEVICE: one process serves one GPU; start one server for each"
-            );
-            format!("cuda:{}", ordinals[0])
-        }
-    };
     let options = SynthesizerOptions {
-        device,
+        device: settings.device.clone(),
         voices_dir: settings.data_dir.join("voices"),
         max_running: settings.max_synthesis_workers.unwrap_or(0),
         ..SynthesizerOptions::default()

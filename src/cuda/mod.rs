@@ -39,4 +39,4 @@ pub use buffer::{Buffer, Dtype, IdBuffer};
 pub use dense::CudaLinear;
 pub use device::{Cuda, CudaOptions, Precision};
 pub use images::{BUILD_INFO, Images};
-pub use probe::describe;
+pub use probe::{DeviceInfo, DriverInfo, describe, free_bytes, probe, usable};

@@ -1,8 +1,8 @@
 //! The engine as callers see it: a clonable handle, and one job per accepted request.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
@@ -55,18 +55,49 @@ pub(crate) struct Submission {
     pub(crate) cancelled: Arc<AtomicBool>,
 }
 
-/// Sends requests to an engine. Clones share it; the engine stops when the last is dropped.
+impl EngineStats {
+    /// Adds the figures of another device.
+    fn add(&mut self, other: &Self) {
+        self.queued += other.queued;
+        self.running += other.running;
+        self.kv_pages_used += other.kv_pages_used;
+        self.kv_pages_total += other.kv_pages_total;
+        self.speech_tokens += other.speech_tokens;
+        self.audio_samples += other.audio_samples;
+        self.requests_done += other.requests_done;
+        self.requests_failed += other.requests_failed;
+        for (stage, size) in other.batch.iter().enumerate() {
+            self.batch[stage] += size;
+            let (sizes, others) = (&mut self.batches[stage], &other.batches[stage]);
+            sizes.sequences += others.sequences;
+            for (class, count) in sizes.classes.iter_mut().zip(others.classes) {
+                *class += count;
+            }
+        }
+    }
+}
+
+/// The way to the thread of one device.
+#[derive(Clone)]
+pub(crate) struct Link {
+    pub(crate) submissions: Sender<Submission>,
+    pub(crate) stats: Arc<Mutex<EngineStats>>,
+    /// Requests that were sent there and have not ended.
+    pub(crate) open: Arc<AtomicUsize>,
+}
+
+/// Sends requests to an engine: one thread per device, behind one queue. Clones share it; the engine stops when the last is dropped.
 #[derive(Clone)]
 pub struct EngineHandle {
-    pub(crate) submissions: Sender<Submission>,
-    pub(crate) stats: Arc<std::sync::Mutex<EngineStats>>,
+    /// Never empty.
+    pub(crate) links: Vec<Link>,
     /// Accepted requests that hold no slot yet; the engine counts down when it admits or drops one.
     pub(crate) queued: Arc<AtomicUsize>,
     pub(crate) queue_limit: usize,
 }
 
 impl EngineHandle {
-    /// Queues a request.
+    /// Queues a request, on the device that has the fewest.
     ///
     /// # Errors
     /// [`EngineError::QueueFull`] when as many as the engine was started with are waiting, [`EngineError::Stopped`] after it ended.
@@ -85,7 +116,14 @@ impl EngineHandle {
             events,
             cancelled: Arc::clone(&cancelled),
         };
-        if self.submissions.send(submission).is_err() {
+        let least = self
+            .links
+            .iter()
+            .min_by_key(|l| l.open.load(Ordering::Relaxed));
+        let link = least.expect("an engine has a device. This is a bug.");
+        link.open.fetch_add(1, Ordering::Relaxed);
+        if link.submissions.send(submission).is_err() {
+            link.open.fetch_sub(1, Ordering::Relaxed);
             self.queued.fetch_sub(1, Ordering::Relaxed);
             return Err(EngineError::Stopped);
         }
@@ -95,12 +133,13 @@ impl EngineHandle {
         })
     }
 
-    /// Figures at this moment.
+    /// Figures at this moment, of all devices together.
     pub fn stats(&self) -> EngineStats {
-        self.stats
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone()
+        let mut sum = EngineStats::default();
+        for link in &self.links {
+            sum.add(&link.stats.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        sum
     }
 }
 
@@ -163,21 +202,35 @@ impl Drop for Job {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
     use super::*;
     use crate::engine::Mode;
     use crate::model::voice::Voice;
 
-    #[test]
-    fn a_stopped_engine_holds_no_place_in_its_queue() {
-        let (submissions, receiver) = std::sync::mpsc::channel();
+    /// A handle on as many devices, and what arrives there.
+    fn handle(devices: usize, queue_limit: usize) -> (EngineHandle, Vec<Receiver<Submission>>) {
+        let (links, receivers) = (0..devices)
+            .map(|_| {
+                let (submissions, receiver) = channel();
+                let link = Link {
+                    submissions,
+                    stats: Arc::default(),
+                    open: Arc::default(),
+                };
+                (link, receiver)
+            })
+            .unzip();
         let handle = EngineHandle {
-            submissions,
-            stats: Arc::default(),
+            links,
             queued: Arc::default(),
-            queue_limit: 1,
+            queue_limit,
         };
-        drop(receiver);
-        let request = Request {
+        (handle, receivers)
+    }
+
+    fn request() -> Request {
+        Request {
             segments: Vec::new(),
             mode: Mode::Sft,
             voice: Arc::new(Voice {
@@ -191,12 +244,42 @@ mod tests {
             stream: false,
             client: String::new(),
             draws: None,
-        };
+        }
+    }
+
+    #[test]
+    fn a_stopped_engine_holds_no_place_in_its_queue() {
+        let (handle, receivers) = handle(1, 1);
+        drop(receivers);
         for _ in 0..2 {
-            let answer = handle.submit(request.clone());
+            let answer = handle.submit(request());
             assert!(matches!(answer, Err(EngineError::Stopped)));
         }
         assert_eq!(handle.queued.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn requests_go_where_the_fewest_are_until_the_one_queue_is_full() {
+        let (handle, receivers) = handle(3, 5);
+        handle.links[1].open.store(1, Ordering::Relaxed);
+        let jobs: Vec<_> = (0..5).map(|_| handle.submit(request())).collect();
+        assert!(jobs.iter().all(Result::is_ok));
+        let arrived: Vec<usize> = receivers.iter().map(|r| r.try_iter().count()).collect();
+        assert_eq!(arrived, [2, 1, 2]);
+        let refused = handle.submit(request());
+        assert!(matches!(refused, Err(EngineError::QueueFull { limit: 5 })));
+    }
+
+    #[test]
+    fn figures_of_all_devices_are_added() {
+        let (handle, _receivers) = handle(2, 1);
+        for (link, running) in handle.links.iter().zip([1, 3]) {
+            let mut stats = link.stats.lock().expect("not poisoned");
+            stats.running = running;
+            stats.batches[1].note(running);
+        }
+        let stats = handle.stats();
+        assert_eq!((stats.running, stats.batches[1].sequences), (4, 4));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Nothing here knows of HTTP or tasks.
 
 pub mod blocks;
+mod device;
 mod handle;
 mod job;
 mod request;
@@ -17,9 +18,10 @@ mod synthesizer;
 mod vocode;
 mod voices;
 
+pub use device::Device;
 pub use handle::{BATCH_BOUNDS, BatchSizes, EngineHandle, EngineStats, Job};
 pub use request::{Draws, EngineError, Event, Mode, Request, Segment, Stage, Summary};
 pub use runner::EngineOptions;
-pub use start::start;
+pub use start::{start, start_on};
 pub use synthesizer::{PreparedUtterance, Synthesizer, SynthesizerOptions, Utterance, VoiceChoice};
 pub use voices::VoiceStore;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
@@ -9,13 +10,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::blocks::PagePool;
-use super::handle::{EngineHandle, EngineStats, Submission};
+use super::handle::{EngineHandle, EngineStats, Link, Submission};
 use super::job::RunningJob;
-use super::request::{EngineError, Segment};
+use super::request::{EngineError, Event, Segment};
 use super::scheduler::{self, Budgets, Plan};
 use super::sequence::{Arrival, Sequence};
 use super::stages::Stages;
-use crate::backend::Backend;
+use crate::backend::{Backend, BackendError};
+
+/// Before a lost device is tried again; doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Attempts after which those who wait are told that there is no device.
+const PATIENT_ATTEMPTS: u32 = 3;
 
 /// How an engine works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,20 +54,40 @@ impl Default for EngineOptions {
     }
 }
 
-/// Starts an engine on a thread of its own; it ends when the last handle is dropped.
-pub(super) fn spawn<B: Backend>(
-    make: impl FnOnce() -> crate::error::Result<Stages<B>> + Send + 'static,
+/// Starts an engine: one thread for each of `makes`, which opens a device and loads the models there, at start and when the device was lost.
+/// The threads end when the last handle is dropped.
+pub(super) fn spawn<B, M>(
+    makes: impl IntoIterator<Item = M>,
     options: EngineOptions,
-) -> crate::error::Result<EngineHandle> {
-    let (submissions, receiver) = channel();
-    let stats = Arc::new(Mutex::new(EngineStats::default()));
+) -> crate::error::Result<EngineHandle>
+where
+    B: Backend,
+    M: FnMut() -> crate::error::Result<Stages<B>> + Send + 'static,
+{
     let queued = Arc::new(AtomicUsize::new(0));
-    let handle = EngineHandle {
-        submissions,
-        stats: Arc::clone(&stats),
-        queued: Arc::clone(&queued),
+    let mut links = Vec::new();
+    for make in makes {
+        links.push(spawn_one(make, options, Arc::clone(&queued))?);
+    }
+    Ok(EngineHandle {
+        links,
+        queued,
         queue_limit: options.queue_limit,
+    })
+}
+
+fn spawn_one<B: Backend>(
+    mut make: impl FnMut() -> crate::error::Result<Stages<B>> + Send + 'static,
+    options: EngineOptions,
+    queued: Arc<AtomicUsize>,
+) -> crate::error::Result<Link> {
+    let (submissions, receiver) = channel();
+    let link = Link {
+        submissions,
+        stats: Arc::default(),
+        open: Arc::default(),
     };
+    let (stats, open) = (Arc::clone(&link.stats), Arc::clone(&link.open));
     let (ready, started) = channel();
     std::thread::Builder::new()
         .name("engine".to_owned())
@@ -73,41 +100,71 @@ pub(super) fn spawn<B: Backend>(
                 }
             };
             let _ = ready.send(Ok(()));
-            let runner = Runner {
+            let mut runner = Runner {
                 pool: PagePool::new(options.kv_positions / options.page_size, options.page_size),
                 options,
-                stages,
+                stages: Loaded(Some(stages)),
                 receiver,
                 stats,
                 queued,
+                open,
                 started: Instant::now(),
                 arrivals: 0,
+                tokens_before: 0,
                 jobs: HashMap::new(),
                 sequences: Vec::new(),
+                lost: None,
             };
-            runner.run();
+            while let Some(error) = runner.run()
+                && runner.restart(error, &mut make)
+            {}
         })
         .map_err(|e| EngineError::Internal(format!("cannot start the engine's thread: {e}")))?;
     started.recv().map_err(|_| EngineError::Stopped)??;
-    Ok(handle)
+    Ok(link)
+}
+
+/// The stages; none while a lost device is opened again.
+struct Loaded<B: Backend>(Option<Stages<B>>);
+
+const LOADED: &str = "work is done on an open device. This is a bug.";
+
+impl<B: Backend> Deref for Loaded<B> {
+    type Target = Stages<B>;
+
+    fn deref(&self) -> &Stages<B> {
+        self.0.as_ref().expect(LOADED)
+    }
+}
+
+impl<B: Backend> DerefMut for Loaded<B> {
+    fn deref_mut(&mut self) -> &mut Stages<B> {
+        self.0.as_mut().expect(LOADED)
+    }
 }
 
 struct Runner<B: Backend> {
     options: EngineOptions,
-    stages: Stages<B>,
+    stages: Loaded<B>,
     pool: PagePool,
     receiver: Receiver<Submission>,
     stats: Arc<Mutex<EngineStats>>,
     queued: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
     started: Instant,
     arrivals: u64,
+    /// Tokens drawn on devices that were lost.
+    tokens_before: u64,
     jobs: HashMap<u64, RunningJob>,
     /// In order of arrival.
     sequences: Vec<Sequence<B>>,
+    /// The driver's error after which nothing on the device can be trusted.
+    lost: Option<EngineError>,
 }
 
 impl<B: Backend> Runner<B> {
-    fn run(mut self) {
+    /// Works until all handles are gone and all work is done, or until the device is lost, which the error says.
+    fn run(&mut self) -> Option<EngineError> {
         while self.receive() {
             self.drop_cancelled();
             let now = self.started.elapsed();
@@ -122,7 +179,11 @@ impl<B: Backend> Runner<B> {
             self.execute(&plan, now);
             self.finish_done();
             self.publish(&plan);
+            if let Some(error) = self.lost.take() {
+                return Some(error);
+            }
         }
+        None
     }
 
     /// Takes in what has been submitted; waits when there is nothing else to do. `false` when all handles are gone and all work is done.
@@ -170,6 +231,7 @@ impl<B: Backend> Runner<B> {
             }
             Err(error) => {
                 self.queued.fetch_sub(1, Ordering::Relaxed);
+                self.open.fetch_sub(1, Ordering::Relaxed);
                 running.finish(Err(error));
             }
         }
@@ -224,6 +286,7 @@ impl<B: Backend> Runner<B> {
         if !job.has_started() {
             self.queued.fetch_sub(1, Ordering::Relaxed);
         }
+        self.open.fetch_sub(1, Ordering::Relaxed);
         self.sequences.retain(|s| s.job != id);
         let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
         if result.is_ok() {
@@ -278,7 +341,7 @@ impl<B: Backend> Runner<B> {
     ) {
         // A request that an earlier stage of this iteration ended has left its sequences in place, marked as done.
         let jobs: Vec<u64> = indices.map(|i| self.sequences[i].job).collect();
-        if jobs.is_empty() {
+        if jobs.is_empty() || self.lost.is_some() {
             return;
         }
         let result = catch_unwind(AssertUnwindSafe(|| stage(self))).unwrap_or_else(|panic| {
@@ -291,6 +354,9 @@ impl<B: Backend> Runner<B> {
         });
         if let Err(error) = result {
             tracing::error!(%error, requests = jobs.len(), "a stage failed");
+            if matches!(error, EngineError::Backend(BackendError::Driver { .. })) {
+                self.lost = Some(error.clone());
+            }
             for sequence in &mut self.sequences {
                 if jobs.contains(&sequence.job) {
                     sequence.fail(error.clone());
@@ -365,7 +431,75 @@ impl<B: Backend> Runner<B> {
         for (sizes, size) in stats.batches.iter_mut().zip(batch) {
             sizes.note(size);
         }
-        stats.speech_tokens = self.stages.tokens_drawn();
+        stats.speech_tokens = self.tokens_before + self.stages.tokens_drawn();
+    }
+}
+
+/// A device that failed is opened anew.
+impl<B: Backend> Runner<B> {
+    /// Fails what was in work, gives everything on the device back, and loads the models again, as often as it takes. What only waits is kept for a
+    /// few attempts. `false` when all handles are gone.
+    fn restart(
+        &mut self,
+        error: EngineError,
+        make: &mut impl FnMut() -> crate::error::Result<Stages<B>>,
+    ) -> bool {
+        let in_work: Vec<u64> = (self.sequences.iter().filter(|s| s.is_admitted()))
+            .map(|s| s.job)
+            .collect();
+        for id in in_work {
+            self.end(id, Err(error.clone()));
+        }
+        tracing::warn!(%error, waiting = self.jobs.len(), "the device failed: it is opened again");
+        self.tokens_before += self.stages.tokens_drawn();
+        self.stages.0 = None;
+        let (mut attempts, mut pause) = (0, FIRST_PAUSE);
+        loop {
+            match make() {
+                Ok(stages) => {
+                    tracing::info!("the device works again");
+                    self.stages.0 = Some(stages);
+                    return true;
+                }
+                Err(error) => {
+                    attempts += 1;
+                    tracing::error!(%error, attempts, "the device cannot be opened");
+                    if attempts >= PATIENT_ATTEMPTS && !self.refuse_all(&engine_error(error)) {
+                        return false;
+                    }
+                }
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Fails everything that waits. `false` when all handles are gone.
+    fn refuse_all(&mut self, error: &EngineError) -> bool {
+        let waiting: Vec<u64> = self.jobs.keys().copied().collect();
+        for id in waiting {
+            self.end(id, Err(error.clone()));
+        }
+        loop {
+            match self.receiver.try_recv() {
+                Ok(submission) => {
+                    self.queued.fetch_sub(1, Ordering::Relaxed);
+                    self.open.fetch_sub(1, Ordering::Relaxed);
+                    // A caller that is gone needs no answer.
+                    let _ = submission.events.send(Event::Failed(error.clone()));
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+}
+
+fn engine_error(error: crate::error::Error) -> EngineError {
+    match error {
+        crate::error::Error::Backend(error) => EngineError::Backend(error),
+        crate::error::Error::Engine(error) => error,
+        other => EngineError::Internal(other.to_string()),
     }
 }
 

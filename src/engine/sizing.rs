@@ -19,6 +19,11 @@ pub(super) fn sequences(config: &LlmConfig, dir: &Path) -> usize {
     within(available.saturating_sub(bytes_of_files(dir)) / 2, config)
 }
 
+/// The same for a device with so many free bytes.
+pub(super) fn sequences_on(free_bytes: u64, config: &LlmConfig, dir: &Path) -> usize {
+    within(free_bytes.saturating_sub(bytes_of_files(dir)) / 2, config)
+}
+
 fn within(bytes: u64, config: &LlmConfig) -> usize {
     let values = 2 * config.num_layers * config.num_kv_heads * config.head_dim;
     let each = values * POSITIONS_PER_SEQUENCE * size_of::<f32>();

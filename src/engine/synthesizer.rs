@@ -5,13 +5,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::device::{Device, Starting};
 use super::request::{EngineError, Mode, Request, Segment};
-use super::runner::EngineOptions;
-use super::sizing::{self, POSITIONS_PER_SEQUENCE};
 use super::voices::VoiceStore;
 use super::{EngineHandle, Job};
 use crate::checkpoint::Checkpoint;
-use crate::cpu::{Cpu, CpuOptions, WeightPrecision};
+use crate::cpu::{CpuOptions, WeightPrecision};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::voice::{Voice, VoiceDims, VoiceEncoder};
@@ -21,8 +20,7 @@ use crate::text::{Frontend, FrontendOptions, Part, TextOptions, Tokenizer};
 /// How a checkpoint is loaded and run.
 #[derive(Clone, Debug)]
 pub struct SynthesizerOptions {
-    /// `auto`, `cpu`, `cuda` or `cuda:N`.
-    pub device: String,
+    pub device: Device,
     /// CPU threads; 0 = one per core.
     pub threads: usize,
     /// Precision of the weights on the CPU.
@@ -40,7 +38,7 @@ pub struct SynthesizerOptions {
 impl Default for SynthesizerOptions {
     fn default() -> Self {
         Self {
-            device: "auto".to_owned(),
+            device: Device::Auto,
             threads: 0,
             weights: WeightPrecision::F32,
             voices_dir: PathBuf::from("data/voices"),
@@ -120,10 +118,6 @@ impl Synthesizer {
         let config = checkpoint.config().clone();
         let tokenizer = Arc::new(Tokenizer::load(&checkpoint.tokenizer_dir())?);
         let frontend = Frontend::new(tokenizer, FrontendOptions::default());
-        let cpu_options = CpuOptions {
-            threads: options.threads,
-            weights: options.weights,
-        };
         let encoder = voice_encoder(&checkpoint, options.threads)?;
         checkpoint.finish()?;
         let dims = voice_dims(&config);
@@ -133,25 +127,26 @@ impl Synthesizer {
         } else {
             Trace::off()
         });
-        let device = choose_device(&options.device)?;
-        let max_running = match options.max_running {
-            0 => sizing::sequences(&config.llm, dir),
-            given => given,
-        };
-        let engine = super::start(
-            checkpoint,
-            move || Cpu::new(cpu_options),
-            engine_options(max_running, options.queue_limit),
-            Arc::clone(&trace),
-        )?;
+        drop(checkpoint);
+        let started = Starting {
+            dir,
+            cpu: CpuOptions {
+                threads: options.threads,
+                weights: options.weights,
+            },
+            max_running: options.max_running,
+            queue_limit: options.queue_limit,
+            trace: Arc::clone(&trace),
+        }
+        .run(&options.device)?;
         Ok(Self {
-            engine,
+            engine: started.engine,
             frontend,
             encoder,
             voices,
             config,
-            device,
-            max_running,
+            device: started.device.to_string(),
+            max_running: started.max_running,
             trace,
         })
     }
@@ -271,14 +266,6 @@ impl Synthesizer {
     }
 }
 
-fn engine_options(max_running: usize, queue_limit: usize) -> EngineOptions {
-    let mut engine = EngineOptions::default();
-    engine.budgets.max_running = max_running;
-    engine.queue_limit = queue_limit;
-    engine.kv_positions = max_running * POSITIONS_PER_SEQUENCE;
-    engine
-}
-
 /// The encoders of prompts, when the checkpoint has both.
 fn voice_encoder(checkpoint: &Checkpoint, threads: usize) -> Result<Option<VoiceEncoder>> {
     let config = checkpoint.config();
@@ -307,17 +294,6 @@ fn voice_dims(config: &ModelConfig) -> VoiceDims {
         ratio: config.token_mel_ratio,
         speech_vocabulary: config.llm.speech_token_size,
         text_vocabulary: config.llm.text_vocab_size,
-    }
-}
-
-/// Resolves the device's name; today every one of them but the CPU is refused with its reason.
-fn choose_device(name: &str) -> Result<String> {
-    match name {
-        "auto" | "cpu" => Ok("cpu".to_owned()),
-        other => Err(Error::Device {
-            name: other.to_owned(),
-            reason: crate::cuda::describe(),
-        }),
     }
 }
 

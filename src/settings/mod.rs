@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
+use crate::engine::Device;
 use parse::Reader;
 pub use variables::{VARIABLES, Variable, documentation};
 
@@ -83,15 +84,6 @@ pub enum SettingsError {
     },
     #[error(".env: {0}")]
     DotEnv(String),
-}
-
-/// Where the model runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Device {
-    Auto,
-    Cpu,
-    /// Ordinals; several share the load.
-    Cuda(Vec<usize>),
 }
 
 /// How logs are written.

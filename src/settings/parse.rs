@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{Device, LogFormat, SettingsError, VARIABLES, Variable};
+use super::{LogFormat, SettingsError, VARIABLES, Variable};
+use crate::engine::Device;
 
 /// Looks values up by name and falls back on the table's default.
 pub(super) struct Reader<'a> {
@@ -114,25 +115,7 @@ impl Reader<'_> {
     }
 
     pub(super) fn device(&self, name: &str) -> Result<Device, SettingsError> {
-        let text = self.text(name);
-        match text.as_str() {
-            "auto" => return Ok(Device::Auto),
-            "cpu" => return Ok(Device::Cpu),
-            _ => {}
-        }
-        let mut ordinals = Vec::new();
-        for part in text.split(',') {
-            let ordinal = match part.trim().strip_prefix("cuda") {
-                Some("") => Some(0),
-                Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse().ok()),
-                None => None,
-            };
-            match ordinal {
-                Some(n) if !ordinals.contains(&n) => ordinals.push(n),
-                _ => return Err(self.malformed(name)),
-            }
-        }
-        Ok(Device::Cuda(ordinals))
+        self.text(name).parse().map_err(|_| self.malformed(name))
     }
 
     pub(super) fn log_level(&self, name: &str) -> Result<String, SettingsError> {

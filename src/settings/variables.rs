@@ -37,7 +37,7 @@ pub const VARIABLES: &[Variable] = &[
     variable("PORT", "port", "8000", "0 to 65535", "Port to listen on; 0 lets the system choose one, which the log names"),
     variable("MODEL_DIR", "model-dir", "", "a folder", "Checkpoint to serve: the official layout or a converted one; without it the bundled voice, where there is one"),
     variable("DATA_DIR", "data-dir", "data", "a folder", "Tasks, results and voices; made when missing; one server at a time"),
-    variable("DEVICE", "device", "auto", "`auto`, `cpu`, `cuda`, `cuda:1` or `cuda:0,cuda:1`", "Where the model runs; so far only the CPU, which `auto` takes"),
+    variable("DEVICE", "device", "auto", "`auto`, `cpu`, `cuda`, `cuda:1` or `cuda:0,cuda:1`", "Where the model runs; `auto` is the first GPU that works, else the CPU; several GPUs share the load"),
     variable("MAX_SYNTHESIS_WORKERS", "max-synthesis-workers", "", "a whole number from 1", "Tasks synthesised at the same time; without it as many as half of the free memory has caches for, at most 64"),
     variable("MAX_QUEUED_TASKS", "max-queued-tasks", "1000", "a whole number from 1", "Tasks that may wait; more are answered 429"),
     variable("MAX_TASKS_PER_USER", "max-tasks-per-user", "0", "a whole number", "Open tasks of one API key, else of one client address; 0 is no limit"),

@@ -150,7 +150,15 @@ impl<B: Backend> Generator<B> {
         backend.conv1d(&s.x, &s.rows, &self.post, outer, pre, ep, out, &s.rows)?;
         trace.record(backend, "hift.conv_post", &s.head)?;
         backend.resize(wave, input.samples.total(), 1)?;
-        backend.istft_head(&s.head, &s.rows, n_fft, hop, self.limit, wave, input.samples)
+        backend.istft_head(
+            &s.head,
+            &s.rows,
+            n_fft,
+            hop,
+            self.limit,
+            wave,
+            input.samples,
+        )
     }
 }
 
