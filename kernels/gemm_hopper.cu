@@ -11,8 +11,7 @@
 #include "hopper.cuh"
 
 constexpr int HOPPER_ROWS = 128, HOPPER_COLS = 128, HOPPER_STEP = 64, HOPPER_STAGES = 6, HOPPER_THREADS = 384;
-constexpr int HOPPER_HALVES = HOPPER_ROWS / 64, HOPPER_CHUNK = 16, HOPPER_PITCH = HOPPER_CHUNK + 8;
-constexpr int HOPPER_STAGE_BYTES = (HOPPER_ROWS + HOPPER_COLS) * HOPPER_STEP * 2;
+constexpr int HOPPER_CHUNK = 16, HOPPER_PITCH = HOPPER_CHUNK + 8;
 
 struct HopperShared {
     bf16 x[HOPPER_STAGES][HOPPER_ROWS * HOPPER_STEP];
@@ -23,6 +22,9 @@ struct HopperShared {
 static_assert(sizeof(HopperShared) == HOPPER_GEMM_SHARED, "what the host asks for");
 
 #if SM90_BODY
+constexpr int HOPPER_HALVES = HOPPER_ROWS / 64;
+constexpr int HOPPER_STAGE_BYTES = (HOPPER_ROWS + HOPPER_COLS) * HOPPER_STEP * 2;
+
 // Where a walk over the ring is: the parity turns when it comes around.
 struct RingPlace {
     int stage = 0, parity = 0;
