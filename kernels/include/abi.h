@@ -64,10 +64,12 @@ typedef struct EpilogueParams {
     Mat residual;
 } EpilogueParams;
 
+#include "abi/conv.h"
 #include "abi/dense.h"
 #include "abi/flow.h"
 #include "abi/memory.h"
 #include "abi/norm.h"
 #include "abi/sample.h"
+#include "abi/vocoder.h"
 
 #endif

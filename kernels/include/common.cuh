@@ -121,25 +121,74 @@ __device__ __forceinline__ float block_sum(float v, float* scratch) {
     return v;
 }
 
+// ---- sine and cosine -------------------------------------------------------------------------------------------------
+// The library's reduction of large arguments keeps a table in local memory; these have none. Coefficients as src/cpu/math.rs.
+
+// `sin x` for `|x|` up to π/2 and a little more.
+__device__ __forceinline__ float sin_reduced(float x) {
+    const float s = x * x;
+    float p = fmaf(-2.5052108e-8f, s, 2.7557319e-6f);
+    p = fmaf(p, s, -1.984127e-4f);
+    p = fmaf(p, s, 8.3333333e-3f);
+    p = fmaf(p, s, -1.6666667e-1f);
+    return fmaf(p * s, x, x);
+}
+
+// `cos x` for `|x|` up to π/2 and a little more.
+__device__ __forceinline__ float cos_reduced(float x) {
+    const float s = x * x;
+    float p = fmaf(2.0876757e-9f, s, -2.7557319e-7f);
+    p = fmaf(p, s, 2.4801587e-5f);
+    p = fmaf(p, s, -1.3888889e-3f);
+    p = fmaf(p, s, 4.1666667e-2f);
+    p = fmaf(p, s, -0.5f);
+    return fmaf(p, s, 1.0f);
+}
+
+// `x − nπ`: π in three parts (Cody and Waite). The first difference is exact.
+__device__ __forceinline__ float less_half_turns(float x, float n) {
+    const float r = fmaf(-n, 3.14159274f, x);
+    return fmaf(-n, -3.43024902e-15f, fmaf(-n, -8.74227766e-8f, r));
+}
+
+// `sin² x` for `|x|` up to a million.
+__device__ __forceinline__ float sin_squared(float x) {
+    // Adding 1.5 · 2²³ rounds to an integer.
+    const float n = fmaf(x, 0.318309886f, 12582912.0f) - 12582912.0f;
+    const float s = sin_reduced(less_half_turns(x, n));
+    return s * s;
+}
+
+// `r` in about ±π/2 and whether `n` is odd in `x = nπ + r`, for `|x|` up to a hundred million. The second step repairs what the
+// first lost to the rounding of `x / π`.
+__device__ __forceinline__ float half_turns(float x, bool& odd) {
+    const float n = rintf(x * 0.318309886f);
+    const float r = less_half_turns(x, n);
+    const float m = rintf(r * 0.318309886f);
+    odd = (int(n) + int(m)) & 1;
+    return less_half_turns(r, m);
+}
+
+// `sin x` for `|x|` up to a hundred million.
+__device__ __forceinline__ float sine(float x) {
+    bool odd;
+    const float s = sin_reduced(half_turns(x, odd));
+    return odd ? -s : s;
+}
+
+// `cos x`, likewise.
+__device__ __forceinline__ float cosine(float x) {
+    bool odd;
+    const float c = cos_reduced(half_turns(x, odd));
+    return odd ? -c : c;
+}
+
 // ---- element-wise functions ------------------------------------------------------------------------------------------
 
 // `softplus` as torch: linear above 20.
 __device__ __forceinline__ float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
-
-// sin(x)^2 from the remainder of x / pi and sine's series up to x^11: within 4e-7 for |x| < 1e5. sinf itself keeps a table in local memory for
-// the sake of huge arguments.
-__device__ __forceinline__ float sin_squared(float x) {
-    const float turns = rintf(x * 0.318309886f);
-    const float r = fmaf(turns, 8.74227766e-8f, fmaf(turns, -3.14159274f, x)), z = r * r;
-    float series = fmaf(z, -2.50521084e-8f, 2.75573192e-6f);
-    series = fmaf(z, series, -1.98412698e-4f);
-    series = fmaf(z, series, 8.33333333e-3f);
-    series = fmaf(z, series, -1.66666667e-1f);
-    const float sine = fmaf(r * z, series, r);
-    return sine * sine;
-}
 
 // `act(x)` of channel `channel`.
 __device__ __forceinline__ float activate(const ActParams& act, float x, int channel) {

@@ -21,6 +21,7 @@
 )]
 mod abi;
 mod buffer;
+mod conv;
 mod dense;
 mod device;
 mod elements;
@@ -34,8 +35,10 @@ mod norm;
 mod probe;
 mod sample;
 mod tensor_map;
+mod vocoder;
 
 pub use buffer::{Buffer, Dtype, IdBuffer};
+pub use conv::{CudaConv1d, CudaConvT1d};
 pub use dense::CudaLinear;
 pub use device::{Cuda, CudaOptions, Precision};
 pub use images::{BUILD_INFO, Images};

@@ -3,7 +3,8 @@
 use super::Cuda;
 use super::abi;
 use super::buffer::NO_MAT;
-use super::elements::{act_params, strided};
+use super::elements::strided;
+use super::epilogue::optional_act;
 use super::launch::{Kernel, Shape};
 use crate::backend::{Act, BackendError, Norm, Result, check_shape};
 use crate::tensor::{Segments, Tensor};
@@ -87,7 +88,7 @@ impl Norm for Cuda {
             w: w.mat(),
             b: b.mat(),
             out: out.mat(),
-            act: act_params(act, x.cols()),
+            act: optional_act("layer_norm", act, x.cols()),
             eps,
             scale,
         };
