@@ -13,8 +13,8 @@ template <int ROWS_, int COLS_, int STAGES_>
 struct GemvTile {
     static constexpr int ROWS = ROWS_, COLS = COLS_, STAGES = STAGES_;
     static constexpr int STAGE = (ROWS + COLS) * GEMV_STEP;
-    static constexpr int RING_BYTES = STAGES * STAGE * 2;
     static constexpr int PITCH = COLS + 4;
+    static_assert(ROWS * PITCH * 4 <= STAGE * 2, "the sums of a warp fit into one of its stages");
     static_assert((ROWS == 8 || ROWS == 16) && (COLS == 8 || COLS == 16), "one fragment of rows, one or two of columns");
 };
 
@@ -94,32 +94,37 @@ __device__ __forceinline__ void stream_segment(const GemmParams& p, int col0, in
 template <class Tile>
 __device__ __forceinline__ void gemv(const GemmParams& p, bf16* rings) {
     constexpr int ROWS = Tile::ROWS, COLS = Tile::COLS, PITCH = Tile::PITCH;
-    __shared__ __align__(16) float parts[GEMV_WARPS][ROWS][PITCH];
     const int col0 = blockIdx.x * COLS, segments = blockDim.x / WARP;
     const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    // Short segments need fewer stages, so that more blocks fit on a multiprocessor.
+    const int stages = min(Tile::STAGES, p.weight.segment / GEMV_STEP);
     float sum[COLS / 8][4] = {};
-    stream_segment<Tile>(p, col0, warp, rings + warp * Tile::STAGES * Tile::STAGE, sum);
+    stream_segment<Tile>(p, col0, warp, rings + warp * stages * Tile::STAGE, sum);
+    // All rings are done with: their room is the sums'.
+    __syncthreads();
+    float* parts = reinterpret_cast<float*>(rings);
+    float* own = &parts[(warp * ROWS + g) * PITCH + t * 2];
 #pragma unroll
     for (int j = 0; j < COLS / 8; j++) {
-        *reinterpret_cast<float2*>(&parts[warp][g][j * 8 + t * 2]) = make_float2(sum[j][0], sum[j][1]);
+        *reinterpret_cast<float2*>(own + j * 8) = make_float2(sum[j][0], sum[j][1]);
         if constexpr (ROWS == 16) {
-            *reinterpret_cast<float2*>(&parts[warp][g + 8][j * 8 + t * 2]) = make_float2(sum[j][2], sum[j][3]);
+            *reinterpret_cast<float2*>(own + 8 * PITCH + j * 8) = make_float2(sum[j][2], sum[j][3]);
         }
     }
     __syncthreads();
     for (int i = threadIdx.x; i < ROWS * COLS; i += blockDim.x) {
-        const int row = i / COLS, col = i % COLS;
+        float* at = &parts[i / COLS * PITCH + i % COLS];
         float total = 0.0f;
-        for (int s = 0; s < segments; s++) total += parts[s][row][col];
-        parts[0][row][col] = total;
+        for (int s = 0; s < segments; s++) total += at[s * ROWS * PITCH];
+        *at = total;
     }
     __syncthreads();
-    store_tile<ROWS, COLS, PITCH>(&parts[0][0][0], 0, col0, MatrixEpilogue(p), threadIdx.x, blockDim.x);
+    store_tile<ROWS, COLS, PITCH>(parts, 0, col0, MatrixEpilogue(p), threadIdx.x, blockDim.x);
 }
 
 // gemv_ROWSxCOLS
 #define GEMV_KERNEL(ROWS, COLS, STAGES)                                                                 \
-    extern "C" __global__ void __launch_bounds__(GEMV_WARPS* WARP)                                      \
+    extern "C" __global__ void __launch_bounds__(GEMV_WARPS* WARP, 5)                                   \
         gemv_##ROWS##x##COLS(const __grid_constant__ GemmParams p) {                                    \
         DYN_SHARED(bf16, rings);                                                                        \
         gemv<GemvTile<ROWS, COLS, STAGES>>(p, rings);                                                   \

@@ -313,6 +313,7 @@ fn gemv(n: usize, w: &PackedMatrix, multiprocessors: usize) -> (Kernel, usize, u
         (false, true) => ("gemv_16x16", 16, 16, 3),
     };
     let kernel = Kernel::new("gemv", name);
+    let stages = (w.segment / PADDING).min(stages);
     (kernel, cols, stages * (rows + cols) * PADDING * 2)
 }
 
