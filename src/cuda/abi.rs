@@ -216,6 +216,7 @@ pub struct HopperGemmParams {
     pub x_map: TensorMapBits,
     pub weight_map: TensorMapBits,
     pub gemm: GemmParams,
+    pub reserved: [u64; 5usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -227,6 +228,8 @@ const _: () = {
         [::std::mem::offset_of!(HopperGemmParams, weight_map) - 128usize];
     ["Offset of field: HopperGemmParams::gemm"]
         [::std::mem::offset_of!(HopperGemmParams, gemm) - 256usize];
+    ["Offset of field: HopperGemmParams::reserved"]
+        [::std::mem::offset_of!(HopperGemmParams, reserved) - 408usize];
 };
 impl Default for HopperGemmParams {
     fn default() -> Self {

@@ -258,6 +258,7 @@ impl Cuda {
             x_map,
             weight_map,
             gemm,
+            reserved: [0; 5],
         };
         self.launch_gemm(kernel, shape, &params)
     }

@@ -39,6 +39,7 @@ typedef struct HopperGemmParams {
     TensorMapBits x_map;
     TensorMapBits weight_map;
     GemmParams gemm;
+    uint64_t reserved[5];
 } HopperGemmParams;
 
 /* values = act(values) */
