@@ -64,6 +64,7 @@ typedef struct EpilogueParams {
     Mat residual;
 } EpilogueParams;
 
+#include "abi/attention.h"
 #include "abi/conv.h"
 #include "abi/dense.h"
 #include "abi/flow.h"

@@ -100,6 +100,11 @@ __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_grou
 template <int N> __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory");
 }
+// After the wait for them: the compiler must not use accumulators earlier.
+template <int N> __device__ __forceinline__ void wgmma_results(float (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
 
 // The 8 accumulators of block I, as text and as operands.
 #define WGMMA_TEXT_0 "%0,%1,%2,%3,%4,%5,%6,%7"

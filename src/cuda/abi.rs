@@ -82,6 +82,160 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct RopeParams {
+    pub qkv: Mat,
+    pub q: Mat,
+    pub keys: u64,
+    pub values: u64,
+    pub positions: u64,
+    pub slots: u64,
+    pub frequencies: u64,
+    pub cache_dtype: i32,
+    pub kv_heads: i32,
+    pub head_dim: i32,
+    pub page_size: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of RopeParams"][::std::mem::size_of::<RopeParams>() - 104usize];
+    ["Alignment of RopeParams"][::std::mem::align_of::<RopeParams>() - 8usize];
+    ["Offset of field: RopeParams::qkv"][::std::mem::offset_of!(RopeParams, qkv) - 0usize];
+    ["Offset of field: RopeParams::q"][::std::mem::offset_of!(RopeParams, q) - 24usize];
+    ["Offset of field: RopeParams::keys"][::std::mem::offset_of!(RopeParams, keys) - 48usize];
+    ["Offset of field: RopeParams::values"][::std::mem::offset_of!(RopeParams, values) - 56usize];
+    ["Offset of field: RopeParams::positions"]
+        [::std::mem::offset_of!(RopeParams, positions) - 64usize];
+    ["Offset of field: RopeParams::slots"][::std::mem::offset_of!(RopeParams, slots) - 72usize];
+    ["Offset of field: RopeParams::frequencies"]
+        [::std::mem::offset_of!(RopeParams, frequencies) - 80usize];
+    ["Offset of field: RopeParams::cache_dtype"]
+        [::std::mem::offset_of!(RopeParams, cache_dtype) - 88usize];
+    ["Offset of field: RopeParams::kv_heads"]
+        [::std::mem::offset_of!(RopeParams, kv_heads) - 92usize];
+    ["Offset of field: RopeParams::head_dim"]
+        [::std::mem::offset_of!(RopeParams, head_dim) - 96usize];
+    ["Offset of field: RopeParams::page_size"]
+        [::std::mem::offset_of!(RopeParams, page_size) - 100usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PagedParams {
+    pub q: Mat,
+    pub out: Mat,
+    pub keys: u64,
+    pub values: u64,
+    pub offsets: u64,
+    pub positions: u64,
+    pub context: u64,
+    pub block_table: u64,
+    pub partial_sums: u64,
+    pub partial_stats: u64,
+    pub arrived: u64,
+    pub cache_dtype: i32,
+    pub sequences: i32,
+    pub max_pages: i32,
+    pub max_splits: i32,
+    pub kv_heads: i32,
+    pub group: i32,
+    pub head_dim: i32,
+    pub page_size: i32,
+    pub scale: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PagedParams"][::std::mem::size_of::<PagedParams>() - 160usize];
+    ["Alignment of PagedParams"][::std::mem::align_of::<PagedParams>() - 8usize];
+    ["Offset of field: PagedParams::q"][::std::mem::offset_of!(PagedParams, q) - 0usize];
+    ["Offset of field: PagedParams::out"][::std::mem::offset_of!(PagedParams, out) - 24usize];
+    ["Offset of field: PagedParams::keys"][::std::mem::offset_of!(PagedParams, keys) - 48usize];
+    ["Offset of field: PagedParams::values"][::std::mem::offset_of!(PagedParams, values) - 56usize];
+    ["Offset of field: PagedParams::offsets"]
+        [::std::mem::offset_of!(PagedParams, offsets) - 64usize];
+    ["Offset of field: PagedParams::positions"]
+        [::std::mem::offset_of!(PagedParams, positions) - 72usize];
+    ["Offset of field: PagedParams::context"]
+        [::std::mem::offset_of!(PagedParams, context) - 80usize];
+    ["Offset of field: PagedParams::block_table"]
+        [::std::mem::offset_of!(PagedParams, block_table) - 88usize];
+    ["Offset of field: PagedParams::partial_sums"]
+        [::std::mem::offset_of!(PagedParams, partial_sums) - 96usize];
+    ["Offset of field: PagedParams::partial_stats"]
+        [::std::mem::offset_of!(PagedParams, partial_stats) - 104usize];
+    ["Offset of field: PagedParams::arrived"]
+        [::std::mem::offset_of!(PagedParams, arrived) - 112usize];
+    ["Offset of field: PagedParams::cache_dtype"]
+        [::std::mem::offset_of!(PagedParams, cache_dtype) - 120usize];
+    ["Offset of field: PagedParams::sequences"]
+        [::std::mem::offset_of!(PagedParams, sequences) - 124usize];
+    ["Offset of field: PagedParams::max_pages"]
+        [::std::mem::offset_of!(PagedParams, max_pages) - 128usize];
+    ["Offset of field: PagedParams::max_splits"]
+        [::std::mem::offset_of!(PagedParams, max_splits) - 132usize];
+    ["Offset of field: PagedParams::kv_heads"]
+        [::std::mem::offset_of!(PagedParams, kv_heads) - 136usize];
+    ["Offset of field: PagedParams::group"][::std::mem::offset_of!(PagedParams, group) - 140usize];
+    ["Offset of field: PagedParams::head_dim"]
+        [::std::mem::offset_of!(PagedParams, head_dim) - 144usize];
+    ["Offset of field: PagedParams::page_size"]
+        [::std::mem::offset_of!(PagedParams, page_size) - 148usize];
+    ["Offset of field: PagedParams::scale"][::std::mem::offset_of!(PagedParams, scale) - 152usize];
+    ["Offset of field: PagedParams::reserved"]
+        [::std::mem::offset_of!(PagedParams, reserved) - 156usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct AttentionParams {
+    pub qkv: Mat,
+    pub out: Mat,
+    pub positions: Mat,
+    pub content_bias: Mat,
+    pub position_bias: Mat,
+    pub offsets: u64,
+    pub query_offsets: u64,
+    pub chunks: u64,
+    pub sequences: i32,
+    pub heads: i32,
+    pub head_dim: i32,
+    pub center: i32,
+    pub scale: f32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AttentionParams"][::std::mem::size_of::<AttentionParams>() - 168usize];
+    ["Alignment of AttentionParams"][::std::mem::align_of::<AttentionParams>() - 8usize];
+    ["Offset of field: AttentionParams::qkv"]
+        [::std::mem::offset_of!(AttentionParams, qkv) - 0usize];
+    ["Offset of field: AttentionParams::out"]
+        [::std::mem::offset_of!(AttentionParams, out) - 24usize];
+    ["Offset of field: AttentionParams::positions"]
+        [::std::mem::offset_of!(AttentionParams, positions) - 48usize];
+    ["Offset of field: AttentionParams::content_bias"]
+        [::std::mem::offset_of!(AttentionParams, content_bias) - 72usize];
+    ["Offset of field: AttentionParams::position_bias"]
+        [::std::mem::offset_of!(AttentionParams, position_bias) - 96usize];
+    ["Offset of field: AttentionParams::offsets"]
+        [::std::mem::offset_of!(AttentionParams, offsets) - 120usize];
+    ["Offset of field: AttentionParams::query_offsets"]
+        [::std::mem::offset_of!(AttentionParams, query_offsets) - 128usize];
+    ["Offset of field: AttentionParams::chunks"]
+        [::std::mem::offset_of!(AttentionParams, chunks) - 136usize];
+    ["Offset of field: AttentionParams::sequences"]
+        [::std::mem::offset_of!(AttentionParams, sequences) - 144usize];
+    ["Offset of field: AttentionParams::heads"]
+        [::std::mem::offset_of!(AttentionParams, heads) - 148usize];
+    ["Offset of field: AttentionParams::head_dim"]
+        [::std::mem::offset_of!(AttentionParams, head_dim) - 152usize];
+    ["Offset of field: AttentionParams::center"]
+        [::std::mem::offset_of!(AttentionParams, center) - 156usize];
+    ["Offset of field: AttentionParams::scale"]
+        [::std::mem::offset_of!(AttentionParams, scale) - 160usize];
+    ["Offset of field: AttentionParams::reserved"]
+        [::std::mem::offset_of!(AttentionParams, reserved) - 164usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct ConvParams {
     pub x: Mat,
     pub out: Mat,

@@ -20,6 +20,7 @@
     clippy::all
 )]
 mod abi;
+mod attention;
 mod buffer;
 mod conv;
 mod dense;
@@ -37,6 +38,7 @@ mod sample;
 mod tensor_map;
 mod vocoder;
 
+pub use attention::KvCache;
 pub use buffer::{Buffer, Dtype, IdBuffer};
 pub use conv::{CudaConv1d, CudaConvT1d};
 pub use dense::CudaLinear;

@@ -60,6 +60,7 @@ inline uint64_t wgmma_desc_mn(const void* p, uint32_t atom_stride_bytes) {
 inline void wgmma_fence() {}
 inline void wgmma_commit() { emu_wgmma_commit(); }
 template <int N> inline void wgmma_wait() { emu_wgmma_wait(N); }
+template <int N> inline void wgmma_results(float (&)[N]) {}
 
 template <int N, bool B_MN_MAJOR = false>
 inline void wgmma_m64k16(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {
