@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | f32, or f32 activations, or rows of no whole 16 bytes | one chain over k | `gemm_f32` |
 //! | bf16 of at least [`STREAMED`] values | mma.sync over segments of k, which are then added | `gemv_*` up to 16 rows, `gemm_small_split` for few tiles, `gemm_{small,large}_segmented` |
-//! | bf16, smaller, on Hopper | wgmma over k | `gemm_hopper` |
+//! | bf16, smaller, on Hopper | wgmma over k | `gemm_hopper_*` |
 //! | bf16, smaller | mma.sync over k | `gemm_small`, `gemm_large` |
 //!
 //! Reading a large weight is what a decode step's time goes to, and its segments are what keeps enough reads under way. That all tiles of
@@ -30,8 +30,10 @@ const SEGMENTS: usize = 8;
 const PADDING: usize = 64;
 /// Rows that the `gemv_*` kernels take.
 const GEMV_ROWS: usize = 16;
-/// Rows of a TMA box, which is a tile of `gemm_hopper`.
-const HOPPER_TILE: usize = 128;
+/// Rows of a TMA box of both operands of `gemm_hopper_*`.
+const HOPPER_BOX: u32 = 64;
+/// Threads of a block of `gemm_hopper_*`.
+const HOPPER_THREADS: u32 = 384;
 
 const SMALL: Tile = Tile {
     side: 64,
@@ -126,7 +128,7 @@ impl PackedMatrix {
         }
         let on_hopper = dtype == Dtype::Bf16 && segment == padded.1 && cuda.is_hopper();
         let map = on_hopper
-            .then(|| cuda.tensor_map(values.address(), padded, HOPPER_TILE as u32))
+            .then(|| cuda.tensor_map(values.address(), padded, HOPPER_BOX))
             .transpose()?;
         Ok(Self {
             values,
@@ -249,11 +251,17 @@ impl Cuda {
         weight_map: abi::TensorMapBits,
         gemm: abi::GemmParams,
     ) -> Result<()> {
-        let x_map = self.tensor_map(gemm.x.data, x.shape(), HOPPER_TILE as u32)?;
-        let tiles = x.rows().div_ceil(HOPPER_TILE) * w.rows.div_ceil(HOPPER_TILE);
-        let shape = Shape::blocks(tiles.min(self.multiprocessors()), 384)
-            .shared(abi::HOPPER_GEMM_SHARED as usize);
-        let kernel = Kernel::new("gemm_hopper", "gemm_hopper");
+        let x_map = self.tensor_map(gemm.x.data, x.shape(), HOPPER_BOX)?;
+        let (large, tile) = self.tile(x.rows(), w.rows);
+        let (name, shared) = if large {
+            ("gemm_hopper_large", abi::HOPPER_LARGE_SHARED)
+        } else {
+            ("gemm_hopper_small", abi::HOPPER_SMALL_SHARED)
+        };
+        let tiles = x.rows().div_ceil(tile.side) * w.rows.div_ceil(tile.side);
+        let shape = Shape::blocks(tiles.min(self.multiprocessors()), HOPPER_THREADS)
+            .shared(shared as usize);
+        let kernel = Kernel::new("gemm_hopper", name);
         let params = abi::HopperGemmParams {
             x_map,
             weight_map,

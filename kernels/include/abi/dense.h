@@ -31,10 +31,11 @@ typedef struct TensorMapBits {
     uint64_t bits[16];
 } __attribute__((aligned(64))) TensorMapBits;
 
-/* Bytes of dynamic shared memory of gemm_hopper. */
-#define HOPPER_GEMM_SHARED 208992
+/* Bytes of dynamic shared memory of gemm_hopper_large and gemm_hopper_small. */
+#define HOPPER_LARGE_SHARED 208992
+#define HOPPER_SMALL_SHARED 110688
 
-/* kernels/gemm_hopper.cu: x in boxes of 64 columns and 128 rows, the weight likewise, both with the 128-byte swizzle. */
+/* kernels/gemm_hopper.cu: x in boxes of 64 columns and 64 rows, the weight likewise, both with the 128-byte swizzle. */
 typedef struct HopperGemmParams {
     TensorMapBits x_map;
     TensorMapBits weight_map;
