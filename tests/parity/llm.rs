@@ -1,7 +1,7 @@
 //! The language model: log-probabilities, layer outputs, token traces, and that neither chunks nor batch mates change a byte.
 
-use cosyvoice::backend::{Attention, Memory, Sample, SampleParams, SampleRow, Sampled, Uniforms};
-use cosyvoice::cpu::{Cpu, KvCache};
+use cosyvoice::backend::{Backend, Memory, Sample, SampleParams, SampleRow, Sampled, Uniforms};
+use cosyvoice::cpu::Cpu;
 use cosyvoice::model::llm::{
     Conditioning, Generation, InputToken, Limits, Llm, LlmWorkspace, StepSequence, Stop,
 };
@@ -13,31 +13,55 @@ use crate::support::model;
 
 const PAGE_SIZE: usize = 16;
 const PAGES: usize = 256;
-const LOGP_TOLERANCE: f32 = 1e-3;
-/// Hidden values reach a few tens.
-const HIDDEN_TOLERANCE: f32 = 1e-3;
 
-/// The kit's language model with a cache.
-struct Rig {
-    cpu: Cpu,
-    llm: Llm<Cpu>,
-    kv: KvCache,
-    ws: LlmWorkspace<Cpu>,
+/// Bounds on the distance from the recorded tensors.
+#[derive(Clone, Copy)]
+pub(crate) struct Tolerances {
+    /// Of embeddings.
+    pub(crate) input: f32,
+    /// Of the layers' outputs, which reach a few tens.
+    pub(crate) hidden: f32,
+    /// Of log-probabilities.
+    pub(crate) logp: f32,
 }
 
-impl Rig {
+pub(crate) const EXACT: Tolerances = Tolerances {
+    input: 0.0,
+    hidden: 1e-3,
+    logp: 1e-3,
+};
+
+/// The kit's language model with a cache.
+pub(crate) struct Rig<B: Backend> {
+    backend: B,
+    llm: Llm<B>,
+    kv: B::KvCache,
+    ws: LlmWorkspace<B>,
+}
+
+impl Rig<Cpu> {
     fn new(threads: usize) -> Self {
-        let cpu = model::cpu(threads);
-        let llm = model::llm(&cpu);
-        let kv = cpu.alloc_kv(llm.kv_shape(PAGES, PAGE_SIZE)).unwrap();
-        let ws = LlmWorkspace::new(&cpu).unwrap();
-        Self { cpu, llm, kv, ws }
+        Self::on(model::cpu(threads))
+    }
+}
+
+impl<B: Backend> Rig<B> {
+    pub(crate) fn on(backend: B) -> Self {
+        let llm = model::llm(&backend);
+        let kv = backend.alloc_kv(llm.kv_shape(PAGES, PAGE_SIZE)).unwrap();
+        let ws = LlmWorkspace::new(&backend).unwrap();
+        Self {
+            backend,
+            llm,
+            kv,
+            ws,
+        }
     }
 
     fn step(&mut self, sequences: &[StepSequence<'_>], trace: &Trace) {
         let (kv, ws) = (&mut self.kv, &mut self.ws);
         self.llm
-            .step(&self.cpu, PAGE_SIZE, sequences, kv, ws, trace)
+            .step(&self.backend, PAGE_SIZE, sequences, kv, ws, trace)
             .unwrap();
     }
 
@@ -59,20 +83,20 @@ impl Rig {
 
     fn log_probabilities(&self) -> Vec<f32> {
         let logits = self.ws.logits();
-        let mut out = self.cpu.alloc(logits.rows(), logits.cols()).unwrap();
-        self.cpu.log_softmax(logits, &mut out).unwrap();
-        values(&self.cpu, &out)
+        let mut out = self.backend.alloc(logits.rows(), logits.cols()).unwrap();
+        self.backend.log_softmax(logits, &mut out).unwrap();
+        values(&self.backend, &out)
     }
 
     fn sample(&self, row: SampleRow<'_>) -> Sampled {
-        let mut ids = self.cpu.ids(&[0]).unwrap();
-        self.cpu.sample(self.ws.logits(), &[row], &mut ids).unwrap()[0]
+        let mut ids = self.backend.ids(&[0]).unwrap();
+        self.backend.sample(self.ws.logits(), &[row], &mut ids).unwrap()[0]
     }
 }
 
-fn values(cpu: &Cpu, t: &Tensor<Cpu>) -> Vec<f32> {
+fn values<B: Backend>(backend: &B, t: &Tensor<B>) -> Vec<f32> {
     let mut out = Vec::new();
-    cpu.download(t, &mut out).unwrap();
+    backend.download(t, &mut out).unwrap();
     out
 }
 
@@ -81,7 +105,7 @@ fn inputs(golden: &Golden) -> [Vec<i32>; 3] {
     ["prompt_text", "text", "prompt_speech_token"].map(|name| golden.i32(name))
 }
 
-fn generation(llm: &Llm<Cpu>, golden: &Golden) -> Generation {
+fn generation<B: Backend>(llm: &Llm<B>, golden: &Golden) -> Generation {
     let [prompt_text, text, prompt_speech] = inputs(golden);
     let conditioning = Conditioning::zero_shot(&prompt_text, &prompt_speech);
     Generation::new(llm.vocabulary(), conditioning, &text).unwrap()
@@ -93,12 +117,11 @@ fn assert_close(what: &str, actual: &[f32], expected: &[f32], tolerance: f32) {
     assert!(error <= tolerance, "{what}: {error:e} > {tolerance:e}");
 }
 
-/// Prefill and 20 forced tokens against the recorded tensors.
-fn check_forced(name: &str) {
+/// Prefill and up to `steps` forced tokens against the recorded tensors.
+pub(crate) fn check_forced<B: Backend>(rig: &mut Rig<B>, name: &str, tolerances: Tolerances, steps: usize) {
     let Some(golden) = golden::open(name) else {
         return;
     };
-    let mut rig = Rig::new(1);
     let mut g = generation(&rig.llm, &golden);
     let text = golden.i32("text").len();
     let limits = [golden.i32("min_len")[0], golden.i32("max_len")[0]].map(|n| n as usize);
@@ -118,7 +141,7 @@ fn check_forced(name: &str) {
     let traced = trace.into_tensors();
     let expected = golden.f32("layer_out");
     let lm_input = &traced["llm.lm_input"].data;
-    assert_close("lm_input", lm_input, &golden.f32("lm_input"), 0.0);
+    assert_close("lm_input", lm_input, &golden.f32("lm_input"), tolerances.input);
     for (layer, expected) in expected.chunks_exact(rows * hidden).enumerate() {
         let actual = &traced[&format!("llm.layers.{layer}")];
         // The last layer is computed for the last row alone.
@@ -132,11 +155,11 @@ fn check_forced(name: &str) {
             &format!("{name} layer {layer}"),
             &actual.data,
             expected,
-            HIDDEN_TOLERANCE,
+            tolerances.hidden,
         );
     }
     let norm = &golden.f32("norm_out")[(rows - 1) * hidden..];
-    assert_close("norm", &traced["llm.norm"].data, norm, HIDDEN_TOLERANCE);
+    assert_close("norm", &traced["llm.norm"].data, norm, tolerances.hidden);
 
     let logp = golden.f32("logp");
     let vocabulary = golden.shape("logp")[1];
@@ -147,13 +170,13 @@ fn check_forced(name: &str) {
         "logp of prefill",
         &rig.log_probabilities(),
         next(),
-        LOGP_TOLERANCE,
+        tolerances.logp,
     );
     let (layer_out, norm_out) = (
         golden.f32("decode_layer_out"),
         golden.f32("decode_norm_out"),
     );
-    for (i, &token) in forced.iter().enumerate() {
+    for (i, &token) in forced.iter().enumerate().take(steps) {
         g.accept(token);
         let trace = Trace::on();
         rig.run(&mut g, usize::MAX, &trace);
@@ -161,28 +184,28 @@ fn check_forced(name: &str) {
         for layer in 0..layers {
             let at = (layer * forced.len() + i) * hidden;
             let actual = &traced[&format!("llm.layers.{layer}")].data;
-            assert!(max_abs(actual, &layer_out[at..at + hidden]) <= HIDDEN_TOLERANCE);
+            assert!(max_abs(actual, &layer_out[at..at + hidden]) <= tolerances.hidden);
         }
         let norm = &norm_out[i * hidden..(i + 1) * hidden];
-        assert!(max_abs(&traced["llm.norm"].data, norm) <= HIDDEN_TOLERANCE);
+        assert!(max_abs(&traced["llm.norm"].data, norm) <= tolerances.hidden);
         let what = format!("{name} logp of step {i}");
-        assert_close(&what, &rig.log_probabilities(), next(), LOGP_TOLERANCE);
+        assert_close(&what, &rig.log_probabilities(), next(), tolerances.logp);
     }
 }
 
 #[test]
 fn sft_log_probabilities() {
-    check_forced("llm_sft.safetensors");
+    check_forced(&mut Rig::new(1), "llm_sft.safetensors", EXACT, usize::MAX);
 }
 
 #[test]
 fn zero_shot_log_probabilities() {
-    check_forced("llm_zero_shot.safetensors");
+    check_forced(&mut Rig::new(1), "llm_zero_shot.safetensors", EXACT, usize::MAX);
 }
 
 #[test]
 fn instruct_log_probabilities() {
-    check_forced("llm_instruct2.safetensors");
+    check_forced(&mut Rig::new(1), "llm_instruct2.safetensors", EXACT, usize::MAX);
 }
 
 /// Recorded random numbers, consumed in order.
@@ -220,7 +243,7 @@ impl Draws {
 }
 
 /// Draws the next token with the recorded numbers and compares it with the recorded choice.
-fn draw_and_check(rig: &Rig, g: &mut Generation, golden: &Golden, draws: &mut Draws, step: usize) {
+fn draw_and_check<B: Backend>(rig: &Rig<B>, g: &mut Generation, golden: &Golden, draws: &mut Draws, step: usize) {
     let config = rig.llm.config();
     let row = g.sample_row_with(config.sampling, draws.next());
     let ignore_eos = golden.i32("step_ignore_eos")[step] == 1;
@@ -231,11 +254,11 @@ fn draw_and_check(rig: &Rig, g: &mut Generation, golden: &Golden, draws: &mut Dr
     g.accept(sampled.token);
 }
 
-fn check_trace(name: &str) {
+/// All draws of a recorded generation.
+pub(crate) fn check_trace<B: Backend>(rig: &mut Rig<B>, name: &str) {
     let Some(golden) = golden::open(name) else {
         return;
     };
-    let mut rig = Rig::new(1);
     let mut g = generation(&rig.llm, &golden);
     let mut draws = Draws::new(&golden);
     let tokens = golden.i32("tokens");
@@ -245,10 +268,10 @@ fn check_trace(name: &str) {
         let drawn = rig.log_probabilities()[golden.i32("step_top")[step] as usize];
         // Recorded after the end token was masked, but not renormalised.
         assert!(
-            (drawn - logp).abs() <= LOGP_TOLERANCE,
+            (drawn - logp).abs() <= EXACT.logp,
             "step {step}: {drawn} {logp}"
         );
-        draw_and_check(&rig, &mut g, &golden, &mut draws, step);
+        draw_and_check(rig, &mut g, &golden, &mut draws, step);
     }
     assert_eq!(draws.at, draws.uniforms.len());
     assert_eq!(g.speech_tokens().collect::<Vec<_>>(), tokens);
@@ -261,12 +284,12 @@ fn check_trace(name: &str) {
 
 #[test]
 fn token_trace() {
-    check_trace("llm_trace60.safetensors");
+    check_trace(&mut Rig::new(1), "llm_trace60.safetensors");
 }
 
 #[test]
 fn token_trace_to_the_end() {
-    check_trace("llm_trace_eos.safetensors");
+    check_trace(&mut Rig::new(1), "llm_trace_eos.safetensors");
 }
 
 fn check_bistream(name: &str) {
@@ -389,8 +412,8 @@ fn sampling_choices() {
 type Drawn = Vec<(Vec<u32>, i32)>;
 
 /// Generates all sequences side by side for some draws each; sequence `b` starts after `b` steps and takes `chunk` prompt rows at a time.
-fn generate(
-    rig: &mut Rig,
+fn generate<B: Backend>(
+    rig: &mut Rig<B>,
     generations: &mut [Generation],
     chunk: usize,
     draws: usize,
@@ -423,7 +446,7 @@ fn generate(
             })
             .collect();
         rig.step(&plan, &Trace::off());
-        let logits = values(&rig.cpu, rig.ws.logits());
+        let logits = values(&rig.backend, rig.ws.logits());
         let width = rig.ws.logits().cols();
         for (&b, &n) in running.iter().zip(&rows) {
             generations[b].advance(n);
@@ -438,8 +461,8 @@ fn generate(
             .iter()
             .map(|&b| generations[b].sample_row(params, 40 + b as u64))
             .collect();
-        let mut ids = rig.cpu.ids(&vec![0; samples.len()]).unwrap();
-        let sampled = rig.cpu.sample(rig.ws.logits(), &samples, &mut ids).unwrap();
+        let mut ids = rig.backend.ids(&vec![0; samples.len()]).unwrap();
+        let sampled = rig.backend.sample(rig.ws.logits(), &samples, &mut ids).unwrap();
         for (i, (&b, s)) in wanting.iter().zip(&sampled).enumerate() {
             let bits = logits[i * width..][..width]
                 .iter()
@@ -452,30 +475,28 @@ fn generate(
     drawn
 }
 
-#[test]
-fn neither_chunks_nor_batch_mates_nor_threads_change_a_byte() {
+/// `draws` draws of up to four sequences, alone, and together in chunks of `chunks` prompt rows.
+pub(crate) fn check_batches<B: Backend>(rig: &mut Rig<B>, chunks: &[usize], draws: usize) {
     let files = ["llm_trace60", "llm_sft", "llm_trace_eos", "llm_zero_shot"];
     let goldens: Vec<Golden> = files
         .iter()
         .filter_map(|name| golden::open(&format!("{name}.safetensors")))
         .collect();
     assert!(goldens.len() >= 2, "the kit has too few sequences");
-    let mut rig = Rig::new(1);
-    let fresh = |rig: &Rig| -> Vec<Generation> {
+    let fresh = |rig: &Rig<B>| -> Vec<Generation> {
         goldens
             .iter()
             .map(|golden| generation(&rig.llm, golden))
             .collect()
     };
-    let draws = 12;
-    let mut one = fresh(&rig);
+    let mut one = fresh(rig);
     let one = one.iter_mut().enumerate();
     let alone: Vec<Drawn> = one
-        .map(|(b, g)| generate_one(&mut rig, g, b, draws))
+        .map(|(b, g)| generate_one(rig, g, b, draws))
         .collect();
-    for chunk in [1, 5, usize::MAX] {
-        let mut batch = fresh(&rig);
-        let together = generate(&mut rig, &mut batch, chunk, draws);
+    for &chunk in chunks {
+        let mut batch = fresh(rig);
+        let together = generate(rig, &mut batch, chunk, draws);
         assert!(
             together == alone,
             "chunk {chunk}: a batch of {} differs",
@@ -484,13 +505,18 @@ fn neither_chunks_nor_batch_mates_nor_threads_change_a_byte() {
     }
 }
 
+#[test]
+fn neither_chunks_nor_batch_mates_nor_threads_change_a_byte() {
+    check_batches(&mut Rig::new(1), &[1, 5, usize::MAX], 12);
+}
+
 /// One sequence alone, whole prompt at once, with the seed of list position `b`.
-fn generate_one(rig: &mut Rig, g: &mut Generation, b: usize, draws: usize) -> Drawn {
+fn generate_one<B: Backend>(rig: &mut Rig<B>, g: &mut Generation, b: usize, draws: usize) -> Drawn {
     let mut drawn = Drawn::new();
     while drawn.len() < draws && g.stop().is_none() {
         rig.run(g, usize::MAX, &Trace::off());
         let sampled = rig.sample(g.sample_row(rig.llm.config().sampling, 40 + b as u64));
-        let logits = values(&rig.cpu, rig.ws.logits());
+        let logits = values(&rig.backend, rig.ws.logits());
         drawn.push((logits.iter().map(|x| x.to_bits()).collect(), sampled.token));
         g.accept(sampled.token);
     }
@@ -503,7 +529,7 @@ fn a_rewound_sequence_goes_on_as_if_nothing_had_happened() {
         return;
     };
     let mut rig = Rig::new(1);
-    let run = |rig: &mut Rig, rewind_at: Option<usize>| {
+    let run = |rig: &mut Rig<Cpu>, rewind_at: Option<usize>| {
         let mut g = generation(&rig.llm, &golden);
         let mut all = Vec::new();
         for i in 0..10 {
