@@ -55,9 +55,6 @@ pub enum Error {
         "this checkpoint has no speaker encoder and speech tokenizer (campplus.onnx, speech_tokenizer_v2.onnx): it cannot encode recordings"
     )]
     NoVoiceEncoder,
-    /// A device that is not there.
-    #[error("device '{name}' cannot be used: {reason}")]
-    Device { name: String, reason: String },
 }
 
 /// Shorthand used above the layers.

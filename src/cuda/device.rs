@@ -10,7 +10,7 @@ use super::images::{FATBINS, Images};
 use super::launch::Launcher;
 use super::memory::Staging;
 use super::sample::SampleMemory;
-use crate::backend::{BackendError, Result};
+use crate::backend::{Backend, BackendError, Result};
 
 /// In what the values of activations and packed weights are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -175,6 +175,12 @@ impl Cuda {
 
     pub(super) fn error(&self, op: &'static str, error: DriverError) -> BackendError {
         driver_error(&self.name, op, error)
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> &str {
+        &self.name
     }
 }
 

@@ -11,7 +11,7 @@ use super::sizing::{self, POSITIONS_PER_SEQUENCE};
 use super::start::start_on;
 use crate::checkpoint::Checkpoint;
 use crate::cpu::{Cpu, CpuOptions};
-use crate::cuda;
+use crate::cuda::{self, Cuda, CudaOptions};
 use crate::error::{Error, Result};
 use crate::tensor::Trace;
 
@@ -108,7 +108,7 @@ impl Starting<'_> {
             tracing::info!(reason, "no GPU: the models run on the CPU");
         }
         match (self.start(&chosen), device) {
-            (Err(error), Device::Auto) if chosen != Device::Cpu => {
+            (Err(Error::Backend(error)), Device::Auto) if chosen != Device::Cpu => {
                 tracing::warn!(%error, "the GPU cannot be used: the models run on the CPU");
                 self.start(&Device::Cpu)
             }
@@ -121,11 +121,19 @@ impl Starting<'_> {
         let llm = &checkpoint.config().llm;
         let trace = Arc::clone(&self.trace);
         let (engine, each, devices) = match device {
-            Device::Cuda(_) => {
-                return Err(Error::Device {
-                    name: device.to_string(),
-                    reason: cuda::describe(),
+            Device::Cuda(ordinals) => {
+                let free = cuda::free_bytes(ordinals)?;
+                let each = self.sequences(|| sizing::sequences_on(free, llm, self.dir));
+                let opens = ordinals.iter().map(|&ordinal| {
+                    move || {
+                        Cuda::open(CudaOptions {
+                            ordinal,
+                            ..CudaOptions::default()
+                        })
+                    }
                 });
+                let engine = start_on(checkpoint, opens, self.options(each), trace)?;
+                (engine, each, ordinals.len())
             }
             Device::Auto | Device::Cpu => {
                 let each = self.sequences(|| sizing::sequences(llm, self.dir));

@@ -9,6 +9,7 @@ mod conv;
 mod dense;
 mod flow;
 mod memory;
+mod models;
 mod norm;
 mod sample;
 mod vocoder;
@@ -41,16 +42,6 @@ pub(crate) struct Device {
     _turn: MutexGuard<'static, ()>,
 }
 
-impl Device {
-    /// The same device as one without Hopper's instructions runs.
-    pub(crate) fn without_hopper(self) -> Self {
-        Self {
-            cuda: self.cuda.without_hopper(),
-            ..self
-        }
-    }
-}
-
 impl Deref for Device {
     type Target = Cuda;
 
@@ -59,25 +50,43 @@ impl Deref for Device {
     }
 }
 
-/// Opens the emulated device, or the real one where `CUDA_TESTS=device`; none, and a line that says so, where the emulator cannot be built.
-pub(crate) fn device(precision: Precision) -> Option<Device> {
+impl Device {
+    /// The same device as one without Hopper's instructions runs.
+    pub(crate) fn without_hopper(self) -> Self {
+        Self {
+            cuda: self.cuda.without_hopper(),
+            ..self
+        }
+    }
+
+    /// The device itself, for what owns its backend; no other test gets it as long as the guard lives.
+    pub(crate) fn into_parts(self) -> (Cuda, MutexGuard<'static, ()>) {
+        (self.cuda, self._turn)
+    }
+}
+
+/// The right to use devices; none, and a line that says so, where the emulator cannot be built.
+pub(crate) fn turn() -> Option<MutexGuard<'static, ()>> {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let options = CudaOptions {
-        ordinal: 0,
-        precision,
-    };
-    let opened = if std::env::var("CUDA_TESTS").is_ok_and(|v| v == "device") {
+    emulator::ready().then_some(turn)
+}
+
+/// Opens an emulated device, or a real one where `CUDA_TESTS=device`.
+pub(crate) fn open(ordinal: usize, precision: Precision) -> cosyvoice::backend::Result<Cuda> {
+    let options = CudaOptions { ordinal, precision };
+    if emulator::on_device() {
         Cuda::open(options)
     } else {
-        if let Err(why) = emulator::load() {
-            println!("SKIPPED: no emulated CUDA driver: {why}");
-            return None;
-        }
         Cuda::open_with(options, emulated())
-    };
+    }
+}
+
+/// Opens the first device when it is this test's turn.
+pub(crate) fn device(precision: Precision) -> Option<Device> {
+    let turn = turn()?;
     Some(Device {
-        cuda: opened.unwrap_or_else(|e| panic!("{e}")),
+        cuda: open(0, precision).unwrap_or_else(|e| panic!("{e}")),
         _turn: turn,
     })
 }

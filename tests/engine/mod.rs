@@ -15,8 +15,7 @@ use crate::support::golden;
 
 fn start(options: EngineOptions) -> (EngineHandle, Arc<Voice>) {
     let checkpoint = Checkpoint::open(golden::model_dir()).unwrap_or_else(|e| panic!("{e}"));
-    let voices = checkpoint.voices().unwrap_or_else(|e| panic!("{e}"));
-    let voice = voices.into_values().next().expect("a speaker");
+    let voice = sft_voice();
     let backend = || {
         Cpu::new(CpuOptions {
             threads: 1,
@@ -24,7 +23,14 @@ fn start(options: EngineOptions) -> (EngineHandle, Arc<Voice>) {
         })
     };
     let handle = engine::start(checkpoint, backend, options, Arc::default());
-    (handle.unwrap_or_else(|e| panic!("{e}")), Arc::new(voice))
+    (handle.unwrap_or_else(|e| panic!("{e}")), voice)
+}
+
+/// The checkpoint's first speaker.
+pub(crate) fn sft_voice() -> Arc<Voice> {
+    let checkpoint = Checkpoint::open(golden::model_dir()).unwrap_or_else(|e| panic!("{e}"));
+    let voices = checkpoint.voices().unwrap_or_else(|e| panic!("{e}"));
+    Arc::new(voices.into_values().next().expect("a speaker"))
 }
 
 fn speech(tokens: i32) -> Segment {
@@ -32,7 +38,7 @@ fn speech(tokens: i32) -> Segment {
 }
 
 /// Requests of different lengths, speeds and kinds.
-fn request(voice: &Arc<Voice>, n: usize) -> Request {
+pub(crate) fn request(voice: &Arc<Voice>, n: usize) -> Request {
     Request {
         segments: vec![speech(3 + n as i32 % 5)],
         mode: Mode::Sft,

@@ -90,7 +90,9 @@ impl<B: Backend> Rig<B> {
 
     fn sample(&self, row: SampleRow<'_>) -> Sampled {
         let mut ids = self.backend.ids(&[0]).unwrap();
-        self.backend.sample(self.ws.logits(), &[row], &mut ids).unwrap()[0]
+        self.backend
+            .sample(self.ws.logits(), &[row], &mut ids)
+            .unwrap()[0]
     }
 }
 
@@ -118,7 +120,12 @@ fn assert_close(what: &str, actual: &[f32], expected: &[f32], tolerance: f32) {
 }
 
 /// Prefill and up to `steps` forced tokens against the recorded tensors.
-pub(crate) fn check_forced<B: Backend>(rig: &mut Rig<B>, name: &str, tolerances: Tolerances, steps: usize) {
+pub(crate) fn check_forced<B: Backend>(
+    rig: &mut Rig<B>,
+    name: &str,
+    tolerances: Tolerances,
+    steps: usize,
+) {
     let Some(golden) = golden::open(name) else {
         return;
     };
@@ -141,7 +148,12 @@ pub(crate) fn check_forced<B: Backend>(rig: &mut Rig<B>, name: &str, tolerances:
     let traced = trace.into_tensors();
     let expected = golden.f32("layer_out");
     let lm_input = &traced["llm.lm_input"].data;
-    assert_close("lm_input", lm_input, &golden.f32("lm_input"), tolerances.input);
+    assert_close(
+        "lm_input",
+        lm_input,
+        &golden.f32("lm_input"),
+        tolerances.input,
+    );
     for (layer, expected) in expected.chunks_exact(rows * hidden).enumerate() {
         let actual = &traced[&format!("llm.layers.{layer}")];
         // The last layer is computed for the last row alone.
@@ -200,12 +212,22 @@ fn sft_log_probabilities() {
 
 #[test]
 fn zero_shot_log_probabilities() {
-    check_forced(&mut Rig::new(1), "llm_zero_shot.safetensors", EXACT, usize::MAX);
+    check_forced(
+        &mut Rig::new(1),
+        "llm_zero_shot.safetensors",
+        EXACT,
+        usize::MAX,
+    );
 }
 
 #[test]
 fn instruct_log_probabilities() {
-    check_forced(&mut Rig::new(1), "llm_instruct2.safetensors", EXACT, usize::MAX);
+    check_forced(
+        &mut Rig::new(1),
+        "llm_instruct2.safetensors",
+        EXACT,
+        usize::MAX,
+    );
 }
 
 /// Recorded random numbers, consumed in order.
@@ -243,7 +265,13 @@ impl Draws {
 }
 
 /// Draws the next token with the recorded numbers and compares it with the recorded choice.
-fn draw_and_check<B: Backend>(rig: &Rig<B>, g: &mut Generation, golden: &Golden, draws: &mut Draws, step: usize) {
+fn draw_and_check<B: Backend>(
+    rig: &Rig<B>,
+    g: &mut Generation,
+    golden: &Golden,
+    draws: &mut Draws,
+    step: usize,
+) {
     let config = rig.llm.config();
     let row = g.sample_row_with(config.sampling, draws.next());
     let ignore_eos = golden.i32("step_ignore_eos")[step] == 1;
@@ -462,7 +490,10 @@ fn generate<B: Backend>(
             .map(|&b| generations[b].sample_row(params, 40 + b as u64))
             .collect();
         let mut ids = rig.backend.ids(&vec![0; samples.len()]).unwrap();
-        let sampled = rig.backend.sample(rig.ws.logits(), &samples, &mut ids).unwrap();
+        let sampled = rig
+            .backend
+            .sample(rig.ws.logits(), &samples, &mut ids)
+            .unwrap();
         for (i, (&b, s)) in wanting.iter().zip(&sampled).enumerate() {
             let bits = logits[i * width..][..width]
                 .iter()
@@ -491,9 +522,7 @@ pub(crate) fn check_batches<B: Backend>(rig: &mut Rig<B>, chunks: &[usize], draw
     };
     let mut one = fresh(rig);
     let one = one.iter_mut().enumerate();
-    let alone: Vec<Drawn> = one
-        .map(|(b, g)| generate_one(rig, g, b, draws))
-        .collect();
+    let alone: Vec<Drawn> = one.map(|(b, g)| generate_one(rig, g, b, draws)).collect();
     for &chunk in chunks {
         let mut batch = fresh(rig);
         let together = generate(rig, &mut batch, chunk, draws);

@@ -1,12 +1,12 @@
 //! Every stage against tensors of the official PyTorch code (`PARITY_KIT=DIR`, else the trimmed kit in `tests/fixtures`).
 
 mod audio;
-mod e2e;
-mod flow;
-mod llm;
+pub(crate) mod e2e;
+pub(crate) mod flow;
+pub(crate) mod llm;
 mod speaker;
 mod speech_tokens;
 mod text;
 mod text_readings;
-mod vocoder;
+pub(crate) mod vocoder;
 mod voice;

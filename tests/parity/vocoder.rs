@@ -79,7 +79,10 @@ fn call<B: Backend>(rig: &Rig<B>, name: &str) -> Option<Call<B>> {
         .flat_map(|row| &pool[row as usize % rows * harmonics..][..harmonics])
         .copied()
         .collect();
-    let noise = rig.backend.tensor(length as usize, harmonics, &noise).unwrap();
+    let noise = rig
+        .backend
+        .tensor(length as usize, harmonics, &noise)
+        .unwrap();
     let cache = golden
         .has("cache_source")
         .then(|| rig.column(&golden.f32("cache_source")));
@@ -102,7 +105,13 @@ pub(crate) fn check_f0<B: Backend>(rig: &mut Rig<B>, name: &str, bound: f64) {
     let Some(call) = call(rig, name) else { return };
     let segments = rig.segments(&[call.frames]);
     rig.hift
-        .predict_f0(&rig.backend, &call.mel, &segments, &mut rig.ws, &Trace::off())
+        .predict_f0(
+            &rig.backend,
+            &call.mel,
+            &segments,
+            &mut rig.ws,
+            &Trace::off(),
+        )
         .unwrap();
     let f0 = rig.values(rig.ws.f0());
     assert_nmse("f0", &f0, &call.golden.f32("f0"), bound);
@@ -115,7 +124,14 @@ pub(crate) fn check_source<B: Backend>(rig: &mut Rig<B>, name: &str, bound: f64)
     *rig.ws.f0_mut() = rig.column(&call.golden.f32("f0"));
     let noise = SourceNoise::Given(&call.noise);
     rig.hift
-        .make_source(&rig.backend, &segments, &[], noise, &mut rig.ws, &Trace::off())
+        .make_source(
+            &rig.backend,
+            &segments,
+            &[],
+            noise,
+            &mut rig.ws,
+            &Trace::off(),
+        )
         .unwrap();
     let source = rig.values(rig.ws.source());
     assert_nmse("source", &source, &call.golden.f32("source_nocache"), bound);
@@ -142,7 +158,12 @@ pub(crate) fn check_from_f0<B: Backend>(rig: &mut Rig<B>, name: &str, bound_db: 
 }
 
 /// Waveform from the recorded source, with all stages between.
-pub(crate) fn check_generator<B: Backend>(rig: &mut Rig<B>, name: &str, stages: f64, bound_db: f64) {
+pub(crate) fn check_generator<B: Backend>(
+    rig: &mut Rig<B>,
+    name: &str,
+    stages: f64,
+    bound_db: f64,
+) {
     let Some(call) = call(rig, name) else { return };
     let golden = &call.golden;
     let segments = rig.segments(&[call.frames]);
@@ -419,7 +440,14 @@ fn the_noise_of_a_chunk_is_that_of_the_whole() {
             first_samples: &[first],
         };
         rig.hift
-            .make_source(&rig.backend, &segments, &[], noise, &mut rig.ws, &Trace::off())
+            .make_source(
+                &rig.backend,
+                &segments,
+                &[],
+                noise,
+                &mut rig.ws,
+                &Trace::off(),
+            )
             .unwrap();
         rig.values(rig.ws.source())
     };
