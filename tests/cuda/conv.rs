@@ -6,6 +6,7 @@ use cosyvoice::tensor::{Segments, Tensor};
 
 use super::{Bounds, agree, device, values};
 use crate::ops::cases::values as seeded;
+use crate::support::emulator;
 
 /// Operands rounded to bf16 once each, sums of up to a few hundred terms in f32.
 const PRODUCT: Bounds = Bounds {
@@ -347,4 +348,9 @@ fn left_context_gives_the_rows_of_the_whole_run() {
     };
     let (whole, part) = (run(0), run(111));
     assert!(whole[(111 + geom.left) * 48..] == part[geom.left * 48..]);
+}
+
+#[test]
+fn checked() {
+    emulator::run_checked("cuda::conv::");
 }

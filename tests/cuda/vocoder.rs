@@ -5,6 +5,7 @@ use cosyvoice::tensor::Segments;
 
 use super::{Bounds, agree, device, values};
 use crate::ops::cases::values as seeded;
+use crate::support::emulator;
 use cosyvoice::cuda::Precision;
 
 /// Elementary functions differ by an ulp or two; signals are kept in f32 tensors.
@@ -166,4 +167,9 @@ fn a_sequence_alone_equals_the_sequence_in_a_batch() {
     let all = source(&*cuda, &[20, 31], 16, 9, 3);
     let alone = source(&*cuda, &[20], 16, 9, 3);
     assert!(all[..20 * 16] == alone[..], "the source");
+}
+
+#[test]
+fn checked() {
+    emulator::run_checked("cuda::vocoder::");
 }
