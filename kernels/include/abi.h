@@ -72,5 +72,6 @@ typedef struct EpilogueParams {
 #include "abi/norm.h"
 #include "abi/sample.h"
 #include "abi/vocoder.h"
+#include "abi/peaks.h"
 
 #endif

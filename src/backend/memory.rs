@@ -12,6 +12,11 @@ pub trait Memory: Sized {
     /// A lookup table `[V, C]` in the precision of the checkpoint.
     type Embedding: Send + Sync;
 
+    /// Waits until everything that was asked for has been done; nothing to do where ops return when they are done.
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// A zeroed tensor in the device's activation precision.
     fn alloc(&self, rows: usize, cols: usize) -> Result<Tensor<Self>>;
 

@@ -893,3 +893,37 @@ const _: () = {
     ["Offset of field: SpectrumParams::limit"]
         [::std::mem::offset_of!(SpectrumParams, limit) - 76usize];
 };
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PeakReadParams {
+    pub data: u64,
+    pub vectors: u64,
+    pub out: u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PeakReadParams"][::std::mem::size_of::<PeakReadParams>() - 24usize];
+    ["Alignment of PeakReadParams"][::std::mem::align_of::<PeakReadParams>() - 8usize];
+    ["Offset of field: PeakReadParams::data"]
+        [::std::mem::offset_of!(PeakReadParams, data) - 0usize];
+    ["Offset of field: PeakReadParams::vectors"]
+        [::std::mem::offset_of!(PeakReadParams, vectors) - 8usize];
+    ["Offset of field: PeakReadParams::out"][::std::mem::offset_of!(PeakReadParams, out) - 16usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PeakMmaParams {
+    pub out: u64,
+    pub steps: i32,
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PeakMmaParams"][::std::mem::size_of::<PeakMmaParams>() - 16usize];
+    ["Alignment of PeakMmaParams"][::std::mem::align_of::<PeakMmaParams>() - 8usize];
+    ["Offset of field: PeakMmaParams::out"][::std::mem::offset_of!(PeakMmaParams, out) - 0usize];
+    ["Offset of field: PeakMmaParams::steps"]
+        [::std::mem::offset_of!(PeakMmaParams, steps) - 8usize];
+    ["Offset of field: PeakMmaParams::reserved"]
+        [::std::mem::offset_of!(PeakMmaParams, reserved) - 12usize];
+};

@@ -39,6 +39,14 @@ pub struct CudaOptions {
     pub precision: Precision,
 }
 
+/// The device number of `cuda` (0) or `cuda:N`; none for other words.
+pub fn cuda_ordinal(device: &str) -> Option<usize> {
+    match device.strip_prefix("cuda")? {
+        "" => Some(0),
+        rest => rest.strip_prefix(':')?.parse().ok(),
+    }
+}
+
 /// One CUDA device as a [`Backend`](crate::backend::Backend). All ops are ordered on one stream.
 pub struct Cuda {
     name: String,
@@ -136,6 +144,23 @@ impl Cuda {
         &self.name
     }
 
+    /// Name, memory and architecture for people.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn describe(&self) -> Result<String> {
+        let fail = |e| self.error("describing the device", e);
+        let name = self.context.name().map_err(fail)?;
+        let bytes = self.context.total_mem().map_err(fail)?;
+        let (major, minor) = self.compute_capability;
+        Ok(format!(
+            "{}: {name}, {:.0} GiB, compute capability {major}.{minor}, {} multiprocessors",
+            self.name,
+            bytes as f64 / f64::from(1 << 30),
+            self.multiprocessors
+        ))
+    }
+
     /// The options in effect.
     pub fn options(&self) -> CudaOptions {
         self.options
@@ -161,16 +186,6 @@ impl Cuda {
     /// Whether the kernels for Hopper's own instructions (TMA, wgmma) can run.
     pub(super) fn is_hopper(&self) -> bool {
         self.compute_capability == (9, 0)
-    }
-
-    /// Waits until everything that was asked for has been done.
-    ///
-    /// # Errors
-    /// What the device reports.
-    pub fn synchronize(&self) -> Result<()> {
-        self.stream
-            .synchronize()
-            .map_err(|e| self.error("waiting for the stream", e))
     }
 
     pub(super) fn error(&self, op: &'static str, error: DriverError) -> BackendError {

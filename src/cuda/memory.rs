@@ -154,6 +154,12 @@ impl Memory for Cuda {
     type IdBuf = IdBuffer;
     type Embedding = CudaEmbedding;
 
+    fn synchronize(&self) -> Result<()> {
+        self.stream
+            .synchronize()
+            .map_err(|e| self.error("waiting for the stream", e))
+    }
+
     fn alloc(&self, rows: usize, cols: usize) -> Result<Tensor<Self>> {
         self.alloc_as(self.options.precision.dtype(), rows, cols)
     }

@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -11,11 +12,15 @@ use super::model::{Weights, resolve_model_dir};
 use crate::backend::{Backend, Result};
 use crate::checkpoint::Checkpoint;
 use crate::cpu::{Cpu, CpuOptions, Peaks};
+use crate::cuda::{Cuda, CudaOptions, cuda_ordinal};
+use crate::engine::{self, EngineOptions};
 use crate::model::config::ModelConfig;
+use crate::tensor::Trace;
 
 mod cost;
 mod flow;
 mod llm;
+mod pipeline;
 mod roofline;
 mod vocoder;
 
@@ -28,22 +33,40 @@ pub(super) struct Args {
     /// Random weights of known dims instead of a checkpoint: cosyvoice2-0.5b.
     #[arg(long, value_name = "PRESET", conflicts_with = "model")]
     random: Option<String>,
+    /// `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, default_value = "cpu")]
+    device: String,
     /// Only measure the machine: memory reads, and multiply-adds per precision.
     #[arg(long)]
     peaks: bool,
     /// Only compute what every stage costs at least on a GPU: launches, bytes, operations, and the time they take on an H100.
     #[arg(long)]
     roofline: bool,
+    /// Whole utterances through the engine instead of single stages: offline (`--batch`), streamed (`--streams`), arriving at random (`--arrivals`).
+    #[arg(long)]
+    pipeline: bool,
     /// CPU threads; 0 = one per core.
     #[arg(long, env = "THREADS", default_value_t = 0)]
     threads: usize,
-    /// Precisions of the weights to measure.
+    /// Precisions of the weights to measure on the CPU; with `--pipeline` the first.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Weights::F32, Weights::Bf16, Weights::Int8])]
     weights: Vec<Weights>,
     /// Sequences that decode together.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16])]
     batch: Vec<usize>,
-    /// Seconds of audio of flow and vocoder.
+    /// Utterances that flow and vocoder work on together.
+    #[arg(long, value_delimiter = ',', default_values_t = [1])]
+    utterances: Vec<usize>,
+    /// Streaming clients of `--pipeline`.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 4])]
+    streams: Vec<usize>,
+    /// Requests per second of `--pipeline` that arrive at random.
+    #[arg(long, value_delimiter = ',')]
+    arrivals: Vec<f64>,
+    /// For how many seconds they arrive.
+    #[arg(long, default_value_t = 20.0)]
+    arrival_seconds: f64,
+    /// Seconds of audio of an utterance.
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
     /// Repetitions; the median is reported.
@@ -51,59 +74,150 @@ pub(super) struct Args {
     rounds: usize,
 }
 
+/// What the machine can do at most.
+#[derive(Clone, Copy)]
+struct Limits {
+    read_bytes_per_s: f64,
+    flops_per_s: f64,
+}
+
 /// What every stage's benchmark needs.
 struct Bench<'a, B: Backend> {
     checkpoint: &'a Checkpoint,
     backend: &'a B,
-    peaks: Peaks,
+    limits: Limits,
     /// Of a stored weight of a linear layer.
     bytes_per_weight: usize,
     args: &'a Args,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    anyhow::ensure!(args.rounds > 0, "--rounds must be at least 1");
-    anyhow::ensure!(
-        args.batch.iter().all(|&b| b > 0),
-        "--batch must be at least 1"
-    );
-    let sound = args.seconds.is_finite() && (0.1..=120.0).contains(&args.seconds);
-    anyhow::ensure!(sound, "--seconds must be 0.1 to 120");
+    check(&args)?;
     let mut out = std::io::stdout().lock();
     if args.roofline {
         roofline::run(open(&args)?.config(), args.seconds, &mut out)?;
         return Ok(());
     }
-    let machine = Cpu::new(options(&args, Weights::F32));
+    match args.device.as_str() {
+        "cpu" => on_cpu(&args, &mut out),
+        device => on_cuda(&args, device, &mut out),
+    }
+}
+
+fn check(args: &Args) -> anyhow::Result<()> {
+    anyhow::ensure!(args.rounds > 0, "--rounds must be at least 1");
+    let counts = [
+        ("--batch", &args.batch),
+        ("--utterances", &args.utterances),
+        ("--streams", &args.streams),
+    ];
+    for (name, list) in counts {
+        anyhow::ensure!(list.iter().all(|&n| n > 0), "{name} must be at least 1");
+    }
+    anyhow::ensure!(!args.weights.is_empty(), "--weights needs a precision");
+    let sound = |s: f64| s.is_finite() && (0.1..=120.0).contains(&s);
+    anyhow::ensure!(sound(args.seconds), "--seconds must be 0.1 to 120");
+    anyhow::ensure!(
+        sound(args.arrival_seconds),
+        "--arrival-seconds must be 0.1 to 120"
+    );
+    Ok(())
+}
+
+fn on_cpu(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
+    let machine = Cpu::new(options(args, Weights::F32));
     let peaks = machine.measure_peaks()?;
-    print_peaks(&mut out, &machine, &peaks)?;
+    print_peaks(out, &machine, &peaks)?;
     if args.peaks {
         return Ok(());
     }
-    let checkpoint = open(&args)?;
+    if args.pipeline {
+        let options = options(args, args.weights[0]);
+        return pipeline(args, move || Cpu::new(options), out);
+    }
+    let checkpoint = open(args)?;
     for &weights in &args.weights {
-        let backend = Cpu::new(options(&args, weights));
+        let backend = Cpu::new(options(args, weights));
         writeln!(out, "\nweights in {weights:?}")?;
         let bench = Bench {
             checkpoint: &checkpoint,
             backend: &backend,
-            peaks,
+            limits: Limits {
+                read_bytes_per_s: peaks.read_bytes_per_s,
+                flops_per_s: peaks.f32_flops_per_s,
+            },
             bytes_per_weight: weights.bytes(),
-            args: &args,
+            args,
         };
-        let tokens_per_s = llm::run(&bench, &mut out)?;
-        let flow_s = flow::run(&bench, &mut out)?;
-        let vocoder_s = vocoder::run(&bench, &mut out)?;
-        let llm_s = args.seconds * checkpoint.config().token_frame_rate as f64 / tokens_per_s;
-        let total = llm_s + flow_s + vocoder_s;
-        writeln!(
-            out,
-            "one stream, {:.1} s of audio: llm {llm_s:.2} s + flow {flow_s:.2} s + vocoder {vocoder_s:.2} s = {total:.2} s, {:.2}x real time",
-            args.seconds,
-            args.seconds / total
-        )?;
+        stages(&bench, out)?;
     }
     Ok(())
+}
+
+fn on_cuda(args: &Args, device: &str, out: &mut impl Write) -> anyhow::Result<()> {
+    let options = CudaOptions {
+        ordinal: cuda_ordinal(device)
+            .with_context(|| format!("--device: '{device}' is not cpu, cuda or cuda:N"))?,
+        ..CudaOptions::default()
+    };
+    let backend = Cuda::open(options)?;
+    let peaks = backend.measure_peaks()?;
+    writeln!(
+        out,
+        "{}: reads {:.0} GB/s; bf16 products by mma.sync {:.0} TFLOP/s",
+        backend.describe()?,
+        peaks.read_bytes_per_s / 1e9,
+        peaks.mma_flops_per_s / 1e12,
+    )?;
+    if args.peaks {
+        return Ok(());
+    }
+    if args.pipeline {
+        return pipeline(args, move || backend, out);
+    }
+    let bench = Bench {
+        checkpoint: &open(args)?,
+        backend: &backend,
+        limits: Limits {
+            read_bytes_per_s: peaks.read_bytes_per_s,
+            flops_per_s: peaks.mma_flops_per_s,
+        },
+        bytes_per_weight: Weights::Bf16.bytes(),
+        args,
+    };
+    stages(&bench, out)
+}
+
+/// Every stage by itself.
+fn stages<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> anyhow::Result<()> {
+    let tokens_per_s = llm::run(bench, out)?;
+    let flow_s = flow::run(bench, out)?;
+    let vocoder_s = vocoder::run(bench, out)?;
+    let seconds = bench.args.seconds;
+    let llm_s = seconds * bench.checkpoint.config().token_frame_rate as f64 / tokens_per_s;
+    let total = llm_s + flow_s + vocoder_s;
+    writeln!(
+        out,
+        "one stream, {seconds:.1} s of audio: llm {llm_s:.3} s + flow {flow_s:.3} s + vocoder {vocoder_s:.3} s = {total:.3} s, {:.2}x real time",
+        seconds / total
+    )?;
+    Ok(())
+}
+
+/// Whole utterances.
+fn pipeline<B: Backend>(
+    args: &Args,
+    make: impl FnOnce() -> B + Send + 'static,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let checkpoint = open(args)?;
+    let config = checkpoint.config().clone();
+    let options = EngineOptions {
+        kv_positions: 64 * 1024,
+        ..EngineOptions::default()
+    };
+    let engine = engine::start(checkpoint, make, options, Arc::new(Trace::off()))?;
+    pipeline::run(&engine, &config, args, out)
 }
 
 fn options(args: &Args, weights: Weights) -> CpuOptions {
@@ -137,7 +251,15 @@ fn print_peaks(out: &mut impl Write, cpu: &Cpu, peaks: &Peaks) -> std::io::Resul
 }
 
 /// Median seconds of one call, after one that is not counted.
-fn median_seconds(rounds: usize, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
+fn median_seconds<B: Backend>(
+    backend: &B,
+    rounds: usize,
+    mut call: impl FnMut() -> Result<()>,
+) -> Result<f64> {
+    let mut call = || {
+        call()?;
+        backend.synchronize()
+    };
     call()?;
     let mut times = Vec::with_capacity(rounds);
     for _ in 0..rounds {
