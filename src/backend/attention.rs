@@ -46,11 +46,23 @@ impl<B: Memory> Masks<B> {
     /// # Errors
     /// When the backend cannot hold the `B` chunk lengths.
     pub fn new(backend: &B, masks: &[Mask]) -> Result<Self> {
+        let mut all = Self {
+            masks: Vec::new(),
+            device: backend.ids(&[])?,
+        };
+        all.update(backend, masks)?;
+        Ok(all)
+    }
+
+    /// Becomes other masks, in the memory that is there where it suffices.
+    ///
+    /// # Errors
+    /// As [`Masks::new`].
+    pub fn update(&mut self, backend: &B, masks: &[Mask]) -> Result<()> {
         let chunks: Vec<i32> = masks.iter().map(|m| m.chunk()).collect();
-        Ok(Self {
-            masks: masks.to_vec(),
-            device: backend.ids(&chunks)?,
-        })
+        self.masks.clear();
+        self.masks.extend_from_slice(masks);
+        backend.upload_ids(&chunks, &mut self.device)
     }
 
     /// The same mask for all of `count` sequences.
@@ -130,7 +142,7 @@ pub struct AttnPlan<B: Memory> {
     pub slots: Ids<B>,
     /// Positions of each sequence after the step, `[B]`.
     pub context_len: Ids<B>,
-    /// Pages of each sequence, `[B, max_pages]`, unused entries 0.
+    /// Pages of each sequence, `[B, max_pages]`, unused entries 0; `max_pages` is a power of two.
     pub block_table: Ids<B>,
     pub max_pages: usize,
     /// Most positions of any sequence after the step.
@@ -167,7 +179,9 @@ impl<B: Memory> AttnPlan<B> {
         sequences: &[PlanSequence<'_>],
     ) -> Result<()> {
         let lengths: Vec<usize> = sequences.iter().map(|s| s.new).collect();
-        let max_pages = sequences.iter().map(|s| s.pages.len()).max().unwrap_or(0);
+        // A power of two, so that the table's shape seldom changes as sequences grow.
+        let most = sequences.iter().map(|s| s.pages.len()).max().unwrap_or(0);
+        let max_pages = if most == 0 { 0 } else { most.next_power_of_two() };
         let rows = lengths.iter().sum();
         let (mut positions, mut slots) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
         let mut context_len = Vec::with_capacity(sequences.len());

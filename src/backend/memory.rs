@@ -17,6 +17,12 @@ pub trait Memory: Sized {
         Ok(())
     }
 
+    /// Runs `work`, a row of ops that comes again and again. A device may hold its launches back and send them off as one; what is computed
+    /// is the same. Not to be nested.
+    fn recorded(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        work()
+    }
+
     /// A zeroed tensor in the device's activation precision.
     fn alloc(&self, rows: usize, cols: usize) -> Result<Tensor<Self>>;
 

@@ -2,13 +2,18 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, result};
+use cudarc::driver::sys::CUgraphInstantiate_flags;
+use cudarc::driver::sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError, result,
+};
 use cudarc::nvrtc::Ptx;
 
 use super::device::driver_error;
+use super::graph::{Launch, Next, Recorder};
 use super::images::Images;
 use crate::backend::{BackendError, Result};
 
@@ -29,7 +34,7 @@ impl Kernel {
 }
 
 /// Blocks, threads of a block, bytes of dynamic shared memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
     pub(super) grid: [u32; 3],
     pub(super) threads: u32,
@@ -72,6 +77,7 @@ pub(super) struct Launcher {
     images: Images,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     functions: RwLock<HashMap<Kernel, Loaded>>,
+    recorder: Mutex<Recorder>,
 }
 
 impl Launcher {
@@ -88,10 +94,15 @@ impl Launcher {
             images,
             modules: Mutex::default(),
             functions: RwLock::default(),
+            recorder: Mutex::default(),
         }
     }
 
-    /// Puts a kernel on the stream. A launch without blocks is nothing to do.
+    fn recorder(&self) -> MutexGuard<'_, Recorder> {
+        self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a kernel on the stream, or holds it back where a run of launches is recorded. A launch without blocks is nothing to do.
     ///
     /// # Safety
     /// `P` is the parameter struct of `kernel`, the addresses in it are of memory that lives until the stream has passed the launch
@@ -108,11 +119,22 @@ impl Launcher {
         if shape.grid.contains(&0) {
             return Ok(());
         }
+        if let Some(held) = &mut self.recorder().held {
+            held.push(Launch::new(kernel, shape, params));
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.start(kernel, shape, std::ptr::from_ref(params).cast()) }
+    }
+
+    /// # Safety
+    /// As [`Launcher::launch`], with the address of the parameters.
+    unsafe fn start(&self, kernel: Kernel, shape: Shape, params: *const u8) -> Result<()> {
         let fail = |e| driver_error(&self.device, kernel.name, e);
         let start = |function: &CudaFunction| -> std::result::Result<(), DriverError> {
             self.context.bind_to_thread()?;
             let [x, y, z] = shape.grid;
-            let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+            let mut arguments = [params.cast_mut().cast::<c_void>()];
             // SAFETY: the caller's promise; the driver copies the struct before it returns.
             unsafe {
                 result::launch_kernel(
@@ -137,6 +159,68 @@ impl Launcher {
             }
         }
         start(&self.load(kernel, shape.shared)?).map_err(fail)
+    }
+
+    fn start_all(&self, launches: &[Launch]) -> Result<()> {
+        for launch in launches {
+            // SAFETY: promised when it was held back; nothing was freed since (`flush` comes first).
+            unsafe { self.start(launch.kernel, launch.shape, launch.params()) }?;
+        }
+        Ok(())
+    }
+
+    /// Sends off what is held back; from here on launches go to the stream at once. Has to come before anything that depends on them or
+    /// that they depend on: allocations, copies, waits.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub(super) fn flush(&self) -> Result<()> {
+        let held = self.recorder().held.take();
+        held.map_or(Ok(()), |launches| self.start_all(&launches))
+    }
+
+    /// Runs `work` with its launches held back, then launches them as a graph if they came before.
+    ///
+    /// # Errors
+    /// Those of `work`, or what the driver reports.
+    pub(super) fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.recorder().held = Some(Vec::new());
+        // Also when `work` panics, later launches are not to be held back for ever.
+        let release = Release(self);
+        let result = work();
+        let held = release.0.recorder().held.take();
+        drop(release);
+        result?;
+        let Some(launches) = held.filter(|l| !l.is_empty()) else {
+            return Ok(());
+        };
+        let fail = |e| driver_error(&self.device, "launching a graph", e);
+        let mut recorder = self.recorder();
+        match recorder.next(&launches) {
+            Next::Replay(graph) => graph.launch().map_err(fail),
+            Next::Eager => self.start_all(&launches),
+            Next::Capture => match self.capture(&launches)? {
+                Some(graph) => recorder.keep(launches, graph).launch().map_err(fail),
+                None => self.start_all(&launches),
+            },
+        }
+    }
+
+    fn capture(&self, launches: &[Launch]) -> Result<Option<CudaGraph>> {
+        let fail = |e| driver_error(&self.device, "capturing a graph", e);
+        self.stream
+            .begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            .map_err(fail)?;
+        let started = self.start_all(launches);
+        // The capture ends in any case: nothing else could use the stream otherwise.
+        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
+        started?;
+        graph.map_err(fail)
+    }
+
+    /// Graphs kept, and how often one was launched.
+    pub(super) fn graph_counts(&self) -> (usize, u64) {
+        self.recorder().counts()
     }
 
     /// Loads a kernel, or raises its limit on dynamic shared memory.
@@ -187,5 +271,14 @@ impl Launcher {
             .map_err(|e| driver_error(&self.device, kernel.name, e))?;
         modules.insert(kernel.file, module.clone());
         Ok(module)
+    }
+}
+
+/// Ends the holding back of launches.
+struct Release<'a>(&'a Launcher);
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        self.0.recorder().held = None;
     }
 }

@@ -93,7 +93,23 @@ impl Staging {
 impl Cuda {
     /// Zeroed bytes on the device.
     pub(super) fn bytes(&self, len: usize, what: &'static str) -> Result<Bytes> {
+        if len > 0 {
+            self.launcher.flush()?;
+        }
         Bytes::zeroed(self.device_name(), &self.stream, len, what)
+    }
+
+    /// Copies bytes to the device in the order of all that was asked for.
+    ///
+    /// # Safety
+    /// `src.len()` bytes at `address` are ours to write.
+    pub(super) unsafe fn to_device(&self, src: &[u8], address: u64) -> Result<()> {
+        if src.is_empty() {
+            return Ok(());
+        }
+        self.launcher.flush()?;
+        // SAFETY: the caller's promise.
+        unsafe { self.staging.upload(src, address) }
     }
 
     /// The bytes of `src` on the device.
@@ -105,8 +121,13 @@ impl Cuda {
         let src: &[u8] = bytemuck::cast_slice(src);
         let bytes = self.bytes(src.len(), what)?;
         // SAFETY: the allocation is as long as `src`.
-        unsafe { self.staging.upload(src, bytes.address()) }?;
+        unsafe { self.to_device(src, bytes.address()) }?;
         Ok(bytes)
+    }
+
+    /// Graphs that are kept, and how often one was launched in place of its kernels.
+    pub fn graph_counts(&self) -> (usize, u64) {
+        self.launcher.graph_counts()
     }
 
     /// A zeroed tensor of the given dtype.
@@ -118,6 +139,8 @@ impl Cuda {
     /// Replaces `bytes` by at least `len` bytes, a little more than needed, so that growing sequences do not reallocate each time.
     pub(super) fn grow(&self, bytes: &mut Bytes, len: usize, what: &'static str) -> Result<()> {
         if bytes.len() < len {
+            // What is held back may still want the old bytes.
+            self.launcher.flush()?;
             // Freed in the stream's order: what still reads the old bytes comes first.
             *bytes = Bytes::default();
             *bytes = self.bytes(len + len / 8, what)?;
@@ -134,6 +157,7 @@ impl Cuda {
         if dst.is_empty() {
             return Ok(());
         }
+        self.launcher.flush()?;
         let fail = |e| self.error("copying from the device", e);
         self.context.bind_to_thread().map_err(fail)?;
         // SAFETY: callers pass an allocation of ours that holds at least `dst`; the copy is over before `dst` is used.
@@ -155,9 +179,14 @@ impl Memory for Cuda {
     type Embedding = CudaEmbedding;
 
     fn synchronize(&self) -> Result<()> {
+        self.launcher.flush()?;
         self.stream
             .synchronize()
             .map_err(|e| self.error("waiting for the stream", e))
+    }
+
+    fn recorded(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.launcher.record(work)
     }
 
     fn alloc(&self, rows: usize, cols: usize) -> Result<Tensor<Self>> {
@@ -180,12 +209,12 @@ impl Memory for Cuda {
         let address = t.buf.bytes.address();
         match t.buf.dtype {
             // SAFETY: the tensor holds `src.len()` values of this dtype.
-            Dtype::F32 => unsafe { self.staging.upload(bytemuck::cast_slice(src), address) },
+            Dtype::F32 => unsafe { self.to_device(bytemuck::cast_slice(src), address) },
             Dtype::Bf16 => {
                 let rounded: Vec<half::bf16> =
                     src.iter().map(|&v| half::bf16::from_f32(v)).collect();
                 // SAFETY: as above.
-                unsafe { self.staging.upload(bytemuck::cast_slice(&rounded), address) }
+                unsafe { self.to_device(bytemuck::cast_slice(&rounded), address) }
             }
         }
     }

@@ -155,7 +155,7 @@ impl Sample for Cuda {
             )?;
         }
         // SAFETY: `input` has just been made large enough.
-        unsafe { self.staging.upload(&held.staged, held.input.address()) }?;
+        unsafe { self.to_device(&held.staged, held.input.address()) }?;
         let params = abi::SampleParams {
             logits: logits.mat(),
             rows: held.input.address(),

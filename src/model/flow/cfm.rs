@@ -7,7 +7,7 @@ use super::estimator::{Batch, Estimator, EstimatorWorkspace, Tracer};
 use super::prefix::{Carry, FlowPrefix};
 use crate::backend::{Backend, Mask, Masks, Result};
 use crate::model::config::{CfmConfig, TimeSchedule};
-use crate::tensor::{Segments, Tensor, Trace};
+use crate::tensor::{Ids, Segments, Tensor, Trace};
 
 /// Times of the Euler steps, accumulated in f32 as the reference does.
 #[derive(Clone, Debug, PartialEq)]
@@ -140,6 +140,11 @@ pub(super) struct CfmWorkspace<B: Backend> {
     speaker: Tensor<B>,
     /// `[B, 1]`
     dt: Tensor<B>,
+    segments: Segments<B>,
+    /// Segments, masks and steps of both guidance halves.
+    both: Segments<B>,
+    masks: Masks<B>,
+    steps: Ids<B>,
     /// Estimator input `[2N, 4C]` and output `[2N, C]`.
     input: Tensor<B>,
     velocity: Tensor<B>,
@@ -155,6 +160,10 @@ impl<B: Backend> CfmWorkspace<B> {
             cond: empty()?,
             speaker: empty()?,
             dt: backend.alloc_f32(0, 1)?,
+            segments: Segments::new(backend, &[])?,
+            both: Segments::new(backend, &[])?,
+            masks: Masks::new(backend, &[])?,
+            steps: backend.ids(&[])?,
             input: empty()?,
             velocity: backend.alloc_f32(0, 0)?,
             estimator: EstimatorWorkspace::new(backend)?,
@@ -210,15 +219,15 @@ impl<B: Backend> Cfm<B> {
             .collect();
         let steps: Vec<i32> = states.iter().map(|s| s.step as i32).collect();
         let dt: Vec<f32> = states.iter().map(|s| self.schedule.dt[s.step]).collect();
-        let segments = Segments::new(backend, &lengths)?;
+        ws.segments.update(backend, &lengths)?;
         // Once for the conditional rows, once for the unconditional ones.
-        let both = Segments::new(backend, &lengths.repeat(2))?;
-        let masks = Masks::new(backend, &masks.repeat(2))?;
-        let step_ids = backend.ids(&steps.repeat(2))?;
+        ws.both.update(backend, &lengths.repeat(2))?;
+        ws.masks.update(backend, &masks.repeat(2))?;
+        backend.upload_ids(&steps.repeat(2), &mut ws.steps)?;
         backend.resize(&mut ws.dt, dt.len(), 1)?;
         backend.upload(&dt, &mut ws.dt)?;
         ws.gather(backend, states, self.mels)?;
-        let rows = 2 * segments.total();
+        let rows = 2 * ws.segments.total();
         backend.resize(&mut ws.input, rows, 4 * self.mels)?;
         backend.resize(&mut ws.velocity, rows, self.mels)?;
         backend.cfm_pack(
@@ -226,7 +235,7 @@ impl<B: Backend> Cfm<B> {
             &ws.mu,
             &ws.speaker,
             &ws.cond,
-            &segments,
+            &ws.segments,
             &mut ws.input,
         )?;
         let prefix = format!("flow.decoder.step{}", steps[0]);
@@ -243,22 +252,25 @@ impl<B: Backend> Cfm<B> {
         let prefixes = states.iter_mut().map(|s| s.prefix.as_mut()).collect();
         let (layers, channels) = (self.estimator.layers(), self.estimator.channels());
         let batch = Batch {
-            segments: &both,
-            masks: &masks,
-            steps: &step_ids,
+            segments: &ws.both,
+            masks: &ws.masks,
+            steps: &ws.steps,
             carry: Carry::new(backend, prefixes, &lengths, &at, layers, channels)?,
         };
-        self.estimator.forward(
-            backend,
-            &ws.input,
-            batch,
-            &mut ws.estimator,
-            &mut ws.velocity,
-            &tracer,
-        )?;
-        backend.cfg_euler(&mut ws.x, &ws.velocity, self.cfg_rate, &ws.dt, &segments)?;
+        backend.recorded(|| {
+            self.estimator.forward(
+                backend,
+                &ws.input,
+                batch,
+                &mut ws.estimator,
+                &mut ws.velocity,
+                &tracer,
+            )?;
+            let (x, v) = (&mut ws.x, &ws.velocity);
+            backend.cfg_euler(x, v, self.cfg_rate, &ws.dt, &ws.segments)
+        })?;
         for (b, state) in states.iter_mut().enumerate() {
-            let range = segments.range(b);
+            let range = ws.segments.range(b);
             backend.copy_rows(&ws.x, range.start, &mut state.x, 0, range.len())?;
             state.step += 1;
             if state.is_done()

@@ -164,7 +164,7 @@ impl<B: Backend> Llm<B> {
             .map(last)
             .collect();
         backend.upload_ids(&rows, &mut ws.rows)?;
-        self.forward(backend, kv, ws, trace)
+        backend.recorded(|| self.forward(backend, kv, ws, trace))
     }
 
     /// The same for rows, plan and wanted rows that are in the workspace.
