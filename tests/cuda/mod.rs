@@ -8,6 +8,7 @@ mod attention;
 mod conv;
 mod dense;
 mod flow;
+mod graph;
 mod memory;
 mod models;
 mod norm;
