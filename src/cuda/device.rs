@@ -39,14 +39,6 @@ pub struct CudaOptions {
     pub precision: Precision,
 }
 
-/// The device number of `cuda` (0) or `cuda:N`; none for other words.
-pub fn cuda_ordinal(device: &str) -> Option<usize> {
-    match device.strip_prefix("cuda")? {
-        "" => Some(0),
-        rest => rest.strip_prefix(':')?.parse().ok(),
-    }
-}
-
 /// One CUDA device as a [`Backend`](crate::backend::Backend). All ops are ordered on one stream.
 pub struct Cuda {
     name: String,

@@ -44,7 +44,7 @@ pub use attention::KvCache;
 pub use buffer::{Buffer, Dtype, IdBuffer};
 pub use conv::{CudaConv1d, CudaConvT1d};
 pub use dense::CudaLinear;
-pub use device::{Cuda, CudaOptions, Precision, cuda_ordinal};
+pub use device::{Cuda, CudaOptions, Precision};
 pub use images::{BUILD_INFO, Images};
 pub use peaks::DevicePeaks;
 pub use probe::{DeviceInfo, DriverInfo, describe, free_bytes, probe, usable};

@@ -12,8 +12,8 @@ use super::model::{Weights, resolve_model_dir};
 use crate::backend::{Backend, Result};
 use crate::checkpoint::Checkpoint;
 use crate::cpu::{Cpu, CpuOptions, Peaks};
-use crate::cuda::{Cuda, CudaOptions, cuda_ordinal};
-use crate::engine::{self, EngineOptions};
+use crate::cuda::{Cuda, CudaOptions};
+use crate::engine::{self, Device, EngineOptions};
 use crate::model::config::ModelConfig;
 use crate::tensor::Trace;
 
@@ -33,9 +33,9 @@ pub(super) struct Args {
     /// Random weights of known dims instead of a checkpoint: cosyvoice2-0.5b.
     #[arg(long, value_name = "PRESET", conflicts_with = "model")]
     random: Option<String>,
-    /// `cpu`, `cuda` or `cuda:N`.
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    /// `cpu`, or one GPU: `cuda` or `cuda:N`.
+    #[arg(long, default_value_t = Device::Cpu)]
+    device: Device,
     /// Only measure the machine: memory reads, and multiply-adds per precision.
     #[arg(long)]
     peaks: bool,
@@ -98,9 +98,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         roofline::run(open(&args)?.config(), args.seconds, &mut out)?;
         return Ok(());
     }
-    match args.device.as_str() {
-        "cpu" => on_cpu(&args, &mut out),
-        device => on_cuda(&args, device, &mut out),
+    match &args.device {
+        Device::Cpu => on_cpu(&args, &mut out),
+        Device::Cuda(ordinals) if ordinals.len() == 1 => on_cuda(&args, ordinals[0], &mut out),
+        other => anyhow::bail!("--device: {other} is not cpu or one GPU"),
     }
 }
 
@@ -154,10 +155,9 @@ fn on_cpu(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn on_cuda(args: &Args, device: &str, out: &mut impl Write) -> anyhow::Result<()> {
+fn on_cuda(args: &Args, ordinal: usize, out: &mut impl Write) -> anyhow::Result<()> {
     let options = CudaOptions {
-        ordinal: cuda_ordinal(device)
-            .with_context(|| format!("--device: '{device}' is not cpu, cuda or cuda:N"))?,
+        ordinal,
         ..CudaOptions::default()
     };
     let backend = Cuda::open(options)?;
