@@ -181,7 +181,11 @@ impl<B: Memory> AttnPlan<B> {
         let lengths: Vec<usize> = sequences.iter().map(|s| s.new).collect();
         // A power of two, so that the table's shape seldom changes as sequences grow.
         let most = sequences.iter().map(|s| s.pages.len()).max().unwrap_or(0);
-        let max_pages = if most == 0 { 0 } else { most.next_power_of_two() };
+        let max_pages = if most == 0 {
+            0
+        } else {
+            most.next_power_of_two()
+        };
         let rows = lengths.iter().sum();
         let (mut positions, mut slots) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
         let mut context_len = Vec::with_capacity(sequences.len());

@@ -94,9 +94,16 @@ impl Recorder {
     pub(super) fn next(&mut self, launches: &[Launch]) -> Next<'_> {
         let key = key(launches);
         self.clock += 1;
-        if self.graphs.get(&key).is_some_and(|e| e.launches == launches) {
+        if self
+            .graphs
+            .get(&key)
+            .is_some_and(|e| e.launches == launches)
+        {
             self.replays += 1;
-            let entry = self.graphs.get_mut(&key).expect("just looked up. This is a bug.");
+            let entry = self
+                .graphs
+                .get_mut(&key)
+                .expect("just looked up. This is a bug.");
             entry.used = self.clock;
             return Next::Replay(&entry.graph);
         }
@@ -113,7 +120,11 @@ impl Recorder {
     /// Keeps a graph; returns it.
     pub(super) fn keep(&mut self, launches: Vec<Launch>, graph: CudaGraph) -> &CudaGraph {
         if self.graphs.len() >= MAX_GRAPHS
-            && let Some(&oldest) = self.graphs.iter().min_by_key(|(_, e)| e.used).map(|(k, _)| k)
+            && let Some(&oldest) = self
+                .graphs
+                .iter()
+                .min_by_key(|(_, e)| e.used)
+                .map(|(k, _)| k)
         {
             self.graphs.remove(&oldest);
         }

@@ -21,14 +21,18 @@ fn what_comes_again_is_replayed_with_the_values_of_the_moment() {
             cuda.upsample_rows(&wide, 2, &mut twice)
         })
         .unwrap();
-        let expected: Vec<f32> = input.chunks(3).flat_map(|r| [r, r, r, r].concat()).collect();
+        let expected: Vec<f32> = input
+            .chunks(3)
+            .flat_map(|r| [r, r, r, r].concat())
+            .collect();
         assert_eq!(values(&*cuda, &twice), expected, "round {round}");
     }
     // Sent one by one, captured, and replayed from then on.
     assert_eq!(cuda.graph_counts(), (1, 3));
     // Other shapes are other launches.
     cuda.resize(&mut twice, 12, 6).unwrap();
-    cuda.recorded(|| cuda.upsample_rows(&wide, 3, &mut twice)).unwrap();
+    cuda.recorded(|| cuda.upsample_rows(&wide, 3, &mut twice))
+        .unwrap();
     assert_eq!(cuda.graph_counts(), (1, 3));
 }
 
