@@ -1,7 +1,8 @@
 // Linear layers on Hopper's own instructions: TMA fills a ring of stages, wgmma multiplies out of it, blocks persist over tiles.
 //
 // A block is a producer warpgroup, of which one thread asks for tiles, and two consumer warpgroups that take turns: while one finishes its tile,
-// the other has the tensor cores to itself. With the short sums of this model a tile's epilogue is as long as its products. Every warp finishes
+// the other has the tensor cores to itself. (Without the turns one would wait for a stage whose earlier use the other has not even seen: a
+// barrier tells only this phase from the next.) With the short sums of this model a tile's epilogue is as long as its products. Every warp finishes
 // its own rows, sixteen rows and columns at a time, without barriers. Tiles are 128 x 128, or 64 x 64 where large ones would leave
 // multiprocessors idle.
 //
@@ -24,6 +25,8 @@ struct HopperTile {
     bf16 weight[STAGES][COLS * HOPPER_STEP];
     float sums[HOPPER_CONSUMER_WARPS][16 * HOPPER_PITCH];
     uint64_t full[STAGES], empty[STAGES];
+    // Of the consumers: the other's products are done.
+    uint64_t turn[2];
 };
 
 using HopperLarge = HopperTile<128, 128, 6>;
@@ -87,7 +90,7 @@ __device__ __forceinline__ void produce(const HopperGemmParams& p, Tile& s, cons
 // sum = the products of the next tile on the ring. A stage goes back when the products of the next one are under way.
 template <class Tile>
 __device__ __forceinline__ void consume(Tile& s, RingPlace<Tile::STAGES>& at, int steps, float (&sum)[Tile::HALVES][Tile::SUMS]) {
-    const bool speaks = threadIdx.x % 128 == 0;
+    const bool speaks = threadIdx.x % WARP == 0;
     int previous = -1;
 #pragma unroll 1
     for (int step = 0; step < steps; step++, at.advance(1)) {
@@ -142,8 +145,10 @@ __device__ __forceinline__ void gemm_on_hopper(const HopperGemmParams& p, Tile& 
     if (threadIdx.x == 0) {
         for (int i = 0; i < Tile::STAGES; i++) {
             mbar_init(&s.full[i], 1);
-            mbar_init(&s.empty[i], 1);
+            mbar_init(&s.empty[i], 4);
         }
+        mbar_init(&s.turn[0], 4);
+        mbar_init(&s.turn[1], 4);
         mbar_fence_init();
     }
     __syncthreads();
@@ -154,15 +159,19 @@ __device__ __forceinline__ void gemm_on_hopper(const HopperGemmParams& p, Tile& 
         return;
     }
     registers_inc<232>();
-    // This warpgroup's turn comes with every second tile of the block.
+    // This warpgroup's turn comes with every second tile of the block; the first may start at once.
     const int turn = warpgroup - 1, warp = threadIdx.x / WARP - 4;
+    int parity = turn ^ 1;
     const MatrixEpilogue ep(p.gemm);
     RingPlace<Tile::STAGES> at;
     at.advance(turn * grid.steps);
     for (int tile = blockIdx.x + turn * gridDim.x; tile < grid.tiles; tile += 2 * gridDim.x, at.advance(grid.steps)) {
         const int row0 = tile / grid.columns * Tile::ROWS, col0 = tile % grid.columns * Tile::COLS;
         float sum[Tile::HALVES][Tile::SUMS];
+        mbar_wait(&s.turn[turn], parity);
+        parity ^= 1;
         consume(s, at, grid.steps, sum);
+        if (threadIdx.x % WARP == 0) mbar_arrive(&s.turn[turn ^ 1]);
 #pragma unroll
         for (int half = 0; half < Tile::HALVES; half++) {
             const int row = row0 + half * 64 + warp % 4 * 16;

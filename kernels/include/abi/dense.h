@@ -32,8 +32,8 @@ typedef struct TensorMapBits {
 } __attribute__((aligned(64))) TensorMapBits;
 
 /* Bytes of dynamic shared memory of gemm_hopper_large and gemm_hopper_small. */
-#define HOPPER_LARGE_SHARED 208992
-#define HOPPER_SMALL_SHARED 110688
+#define HOPPER_LARGE_SHARED 209008
+#define HOPPER_SMALL_SHARED 110704
 
 /* kernels/gemm_hopper.cu: x in boxes of 64 columns and 64 rows, the weight likewise, both with the 128-byte swizzle. */
 typedef struct HopperGemmParams {
