@@ -145,7 +145,7 @@ __device__ __forceinline__ void tile_weights(float (&s)[8][4], const int (&visib
     for (int h = 0; h < 2; h++) {
         const float now = fmaxf(m[h], __fmul_rn(quad_max(largest[h]), scale));
         base[h] = exponent_base(now);
-        keep[h] = exp2f(m[h] - base[h]);
+        keep[h] = fast_exp2(m[h] - base[h]);
         m[h] = now;
         l[h] = 0.0f;
     }
@@ -153,7 +153,7 @@ __device__ __forceinline__ void tile_weights(float (&s)[8][4], const int (&visib
     for (int n = 0; n < 8; n++) {
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            s[n][e] = exp2f(fmaf(s[n][e], scale, -base[e / 2]));
+            s[n][e] = fast_exp2(fmaf(s[n][e], scale, -base[e / 2]));
             l[e / 2] += s[n][e];
         }
     }
@@ -191,8 +191,8 @@ __device__ __forceinline__ void add_weighted(const uint32_t (&w)[4][4], const bf
 // Adds the largest score `m` of further keys to the largest so far: sums are to become `sum · keep + further · add`.
 __device__ __forceinline__ void merge_weights(float& largest, float m, float& keep, float& add) {
     const float now = fmaxf(largest, m), base = exponent_base(now);
-    keep = exp2f(largest - base);
-    add = exp2f(m - base);
+    keep = fast_exp2(largest - base);
+    add = fast_exp2(m - base);
     largest = now;
 }
 

@@ -108,6 +108,13 @@ __device__ __forceinline__ uint4 load_stream16(const void* global) {
     return v;
 }
 
+// 2^x to two units in the last place, results below 2^-126 flushed to zero; 2^0 is 1 and 2^-inf is 0.
+__device__ __forceinline__ float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Barrier id (1..15; 0 is __syncthreads) among the first `threads` threads that come, a multiple of 32.
 __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
     asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");

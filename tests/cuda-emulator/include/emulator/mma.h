@@ -74,6 +74,7 @@ inline void cp_async_commit() { emu_cp_async_commit(); }
 template <int N> inline void cp_async_wait() { emu_cp_async_wait(N); }
 
 inline uint4 load_stream16(const void* global) { return *static_cast<const uint4*>(global); }
+inline float fast_exp2(float x) { return exp2f(x); }
 
 inline void named_barrier_sync(int id, int threads) { emu_barrier(id, threads, 1); }
 inline void named_barrier_arrive(int id, int threads) { emu_barrier(id, threads, 0); }
