@@ -9,6 +9,7 @@ use serde_json::Value;
 
 pub(crate) struct Client {
     address: SocketAddr,
+    patience: Duration,
     headers: Vec<(String, String)>,
 }
 
@@ -88,6 +89,7 @@ impl Client {
     pub(crate) fn new(address: SocketAddr) -> Self {
         Self {
             address,
+            patience: Duration::from_secs(30),
             headers: Vec::new(),
         }
     }
@@ -97,10 +99,16 @@ impl Client {
         self
     }
 
+    /// Waits so long for a byte, and twice as long for the end of a task.
+    pub(crate) fn patient(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).expect("the server accepts");
         stream
-            .set_read_timeout(Some(Duration::from_secs(30)))
+            .set_read_timeout(Some(self.patience))
             .expect("a timeout");
         stream
     }
@@ -187,7 +195,7 @@ impl Client {
 
     /// Polls until the task has ended.
     pub(crate) fn wait(&self, task_id: &str) -> Value {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + 2 * self.patience;
         loop {
             let status = self.status(task_id);
             if ["completed", "failed"].contains(&status["status"].as_str().unwrap_or_default()) {

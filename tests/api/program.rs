@@ -40,7 +40,8 @@ impl Program {
             .expect("the program starts");
         let program = Self {
             child,
-            client: Client::new(address),
+            // The models compute for real, on a machine that may be busy.
+            client: Client::new(address).patient(Duration::from_secs(300)),
             data,
         };
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -85,7 +86,7 @@ impl Program {
 
     /// Waits until nothing runs and nothing is held, and says what is otherwise.
     pub(crate) fn idle(&self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(300);
         loop {
             let stats = self.client.get("/api/v1/stats").json();
             let (tasks, engine) = (&stats["tasks"], &stats["engine"]);
