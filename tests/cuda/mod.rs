@@ -4,6 +4,7 @@
 //! `CUDA_TESTS=device` they run on device 0 of the real driver instead. The checking flavour of the emulator, which looks for data races and
 //! accesses out of bounds, runs all of this again in a process of its own.
 
+mod abi;
 mod attention;
 mod conv;
 mod dense;
