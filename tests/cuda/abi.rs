@@ -58,5 +58,8 @@ fn parameter_structs_have_no_padding() {
         return;
     };
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && !said.contains("padding"), "{said}");
+    assert!(
+        output.status.success() && !said.contains("padding"),
+        "{said}"
+    );
 }
