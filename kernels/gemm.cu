@@ -44,7 +44,6 @@ KERNEL_EXPORT(gemm_large_segmented);
 extern "C" __global__ void __launch_bounds__(Small::THREADS) gemm_small_split(const __grid_constant__ GemmParams p) {
     using Tile = Small;
     DYN_SHARED(bf16, shared);
-    __shared__ bool last;
     const int row0 = blockIdx.y * Tile::BM, col0 = blockIdx.x * Tile::BN;
     const int segments = gridDim.z, segment = blockIdx.z, tile = blockIdx.y * gridDim.x + blockIdx.x;
     RowLoader<Tile::A_SLOTS> x(p.x);
@@ -62,14 +61,14 @@ extern "C" __global__ void __launch_bounds__(Small::THREADS) gemm_small_split(co
     }
     __threadfence();
     __syncthreads();
+    bool last = false;
     if (threadIdx.x == 0) {
         int* counter = pointer<int>(p.counters) + tile;
         last = atomicAdd(counter, 1) == segments - 1;
         if (last) atomicExch(counter, 0);
         __threadfence();
     }
-    __syncthreads();
-    if (!last) return;
+    if (!__syncthreads_or(last)) return;
 #pragma unroll
     for (int f = 0; f < FRAGMENTS; f++) {
         float(&s)[4] = sum[f / Tile::NI][f % Tile::NI];
