@@ -21,6 +21,7 @@ mod cost;
 mod flow;
 mod llm;
 mod pipeline;
+mod products;
 mod roofline;
 mod vocoder;
 
@@ -42,6 +43,9 @@ pub(super) struct Args {
     /// Only compute what every stage costs at least on a GPU: launches, bytes, operations, and the time they take on an H100.
     #[arg(long)]
     roofline: bool,
+    /// Linear layers by themselves instead of whole stages.
+    #[arg(long)]
+    products: bool,
     /// Whole utterances through the engine instead of single stages: offline (`--batch`), streamed (`--streams`), arriving at random (`--arrivals`).
     #[arg(long)]
     pipeline: bool,
@@ -190,6 +194,9 @@ fn on_cuda(args: &Args, ordinal: usize, out: &mut impl Write) -> anyhow::Result<
 
 /// Every stage by itself.
 fn stages<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> anyhow::Result<()> {
+    if bench.args.products {
+        return products::run(bench, out);
+    }
     let tokens_per_s = llm::run(bench, out)?;
     let flow_s = flow::run(bench, out)?;
     let vocoder_s = vocoder::run(bench, out)?;
