@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::model::resolve_model_dir;
+use super::text::read_lexicon;
 use crate::engine::{Synthesizer, SynthesizerOptions};
 use crate::server::{Server, Starter, tasks_config};
 use crate::settings::{Flags, Settings};
@@ -78,6 +79,11 @@ fn load(settings: &Settings) -> anyhow::Result<Speaker> {
     let options = SynthesizerOptions {
         device: settings.device.clone(),
         voices_dir: settings.data_dir.join("voices"),
+        lexicon: settings
+            .lexicon
+            .as_deref()
+            .map(|path| read_lexicon(path, "LEXICON"))
+            .transpose()?,
         max_running: settings.max_synthesis_workers.unwrap_or(0),
         ..SynthesizerOptions::default()
     };

@@ -1,6 +1,6 @@
 //! The flags that say how texts are read, shared by the commands.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -24,18 +24,24 @@ pub(super) struct TextArgs {
 impl TextArgs {
     /// Reads the lexicon.
     pub(super) fn options(&self) -> anyhow::Result<TextOptions> {
-        let lexicon = match &self.lexicon {
-            None => None,
-            Some(path) => {
-                let at = || format!("--lexicon {}", path.display());
-                let text = std::fs::read_to_string(path).with_context(at)?;
-                Some(Arc::new(Lexicon::parse(&text).with_context(at)?))
-            }
-        };
+        let lexicon = self.lexicon.as_deref();
+        let lexicon = lexicon
+            .map(|path| read_lexicon(path, "--lexicon"))
+            .transpose()?;
         Ok(TextOptions {
             language: self.language,
             normalization: self.text_normalization,
             lexicon,
         })
     }
+}
+
+/// Reads a lexicon; `setting` is what gave its path.
+///
+/// # Errors
+/// With the setting, the path, and the line that is malformed.
+pub(super) fn read_lexicon(path: &Path, setting: &str) -> anyhow::Result<Arc<Lexicon>> {
+    let at = || format!("{setting} {}", path.display());
+    let text = std::fs::read_to_string(path).with_context(at)?;
+    Ok(Arc::new(Lexicon::parse(&text).with_context(at)?))
 }

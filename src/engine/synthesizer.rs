@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::voice::{Voice, VoiceDims, VoiceEncoder};
 use crate::tensor::Trace;
-use crate::text::{Frontend, FrontendOptions, Part, TextOptions, Tokenizer};
+use crate::text::{Frontend, FrontendOptions, Lexicon, Part, TextOptions, Tokenizer};
 
 /// How a checkpoint is loaded and run.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ pub struct SynthesizerOptions {
     pub weights: WeightPrecision,
     /// Folder of the voices that were added.
     pub voices_dir: PathBuf,
+    /// Words that every text is read with.
+    pub lexicon: Option<Arc<Lexicon>>,
     /// Sequences in synthesis at the same time; 0 = as many as memory allows.
     pub max_running: usize,
     /// Requests that may wait.
@@ -42,6 +44,7 @@ impl Default for SynthesizerOptions {
             threads: 0,
             weights: WeightPrecision::F32,
             voices_dir: PathBuf::from("data/voices"),
+            lexicon: None,
             max_running: 8,
             queue_limit: 1024,
             trace: false,
@@ -117,7 +120,11 @@ impl Synthesizer {
         let checkpoint = Checkpoint::open(dir)?;
         let config = checkpoint.config().clone();
         let tokenizer = Arc::new(Tokenizer::load(&checkpoint.tokenizer_dir())?);
-        let frontend = Frontend::new(tokenizer, FrontendOptions::default());
+        let frontend = FrontendOptions {
+            lexicon: options.lexicon.clone(),
+            ..FrontendOptions::default()
+        };
+        let frontend = Frontend::new(tokenizer, frontend);
         let encoder = voice_encoder(&checkpoint, options.threads)?;
         checkpoint.finish()?;
         let dims = voice_dims(&config);

@@ -43,6 +43,7 @@ pub const VARIABLES: &[Variable] = &[
     variable("MAX_TASKS_PER_USER", "max-tasks-per-user", "0", "a whole number", "Open tasks of one API key, else of one client address; 0 is no limit"),
     variable("TASK_CLEANUP_INTERVAL", "task-cleanup-interval", "3600", "seconds from 1", "How often old tasks are removed"),
     variable("MAX_TASK_AGE", "max-task-age", "7200", "seconds from 1", "How long a finished task and its audio are kept"),
+    variable("LEXICON", "lexicon", "", "a file", "Words to read in a given way in every request: lines of a word, a tab and what is read instead"),
     variable("MAX_TEXT_LENGTH", "max-text-length", "10000", "characters from 1", "Longest text of a request"),
     variable("MAX_FILE_SIZE", "max-file-size", "52428800", "bytes from 1", "Largest uploaded file"),
     variable("MAX_AUDIO_DURATION", "max-audio-duration", "30", "seconds above 0", "Longest prompt recording"),

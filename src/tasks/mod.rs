@@ -39,8 +39,7 @@ pub use store::StoreError;
 pub use stream::Stream;
 pub use submit::{Accepted, Submit, SubmitError};
 pub use synthesis::{
-    BuiltinVoice, Kind, ModelInfo, Normalization, Prepared, Prompt, Synthesis, SynthesisError,
-    Utterance,
+    BuiltinVoice, Kind, ModelInfo, Prepared, Prompt, Synthesis, SynthesisError, Utterance,
 };
 pub(crate) use unwind::catch_panic;
 pub(crate) use voices::hex;
@@ -208,7 +207,7 @@ mod tests {
                     text: String::from("Hello"),
                     instruct_text: None,
                     language: None,
-                    normalization: Normalization::Auto,
+                    normalization: Default::default(),
                     lexicon: Default::default(),
                 },
                 voice_id: Some(String::from("v")),

@@ -7,15 +7,14 @@ use std::time::{Duration, UNIX_EPOCH};
 use sha2::{Digest, Sha256};
 
 use super::synthesis::{
-    BuiltinVoice, Kind, ModelInfo, Normalization, Prepared, Prompt, Synthesis, SynthesisError,
-    Utterance,
+    BuiltinVoice, Kind, ModelInfo, Prepared, Prompt, Synthesis, SynthesisError, Utterance,
 };
 use super::voices::hex;
 use crate::audio;
 use crate::engine::{self, EngineError, EngineStats, Job, Mode, Request, Synthesizer, VoiceChoice};
 use crate::error::Error;
 use crate::model::voice::{Voice, VoiceError};
-use crate::text::{self, Language, Lexicon, TextError, TextOptions};
+use crate::text::{Language, Lexicon, TextError, TextOptions};
 
 /// Largest prompt file that is decoded.
 const MAX_PROMPT_BYTES: usize = 50 << 20;
@@ -161,11 +160,7 @@ impl Synthesis for Speaker {
                 word: "unknown_language",
                 message: e.to_string(),
             })?,
-            normalization: match utterance.normalization {
-                Normalization::Auto => text::Normalization::Auto,
-                Normalization::On => text::Normalization::On,
-                Normalization::Off => text::Normalization::Off,
-            },
+            normalization: utterance.normalization,
             lexicon,
         };
         let prepared = self.synthesizer.prepare(&engine::Utterance {

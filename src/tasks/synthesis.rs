@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::audio::AudioError;
 use crate::engine::{EngineError, EngineStats, Job, Mode, Request, Segment};
 use crate::model::voice::Voice;
+use crate::text::Normalization;
 
 /// The four ways to speak, named as in the routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -29,16 +30,6 @@ impl Kind {
             Kind::Instruct => "instruct",
         }
     }
-}
-
-/// Whether text is rewritten as it is spoken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Normalization {
-    #[default]
-    Auto,
-    On,
-    Off,
 }
 
 /// What a user wants said.

@@ -11,7 +11,7 @@ use super::language::Language;
 use super::lexicon::Lexicon;
 use super::markup::{self, Item};
 use super::official::{self, is_only_punctuation};
-use super::segment::{self, Limits};
+use super::segment;
 use super::tags::{Run, Tags};
 use super::{TextError, Tokenizer, normalize, pinyin, wetext};
 
@@ -19,7 +19,8 @@ use super::{TextError, Tokenizer, normalize, pinyin, wetext};
 const END_OF_PROMPT: &str = "<|endofprompt|>";
 
 /// How much of the written form is put into words.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Normalization {
     /// Grammars and rules, per language; texts in a language without a grammar keep their digits.
     #[default]
@@ -51,7 +52,7 @@ impl std::str::FromStr for Normalization {
 /// What holds for every text.
 #[derive(Clone, Debug)]
 pub struct FrontendOptions {
-    /// Longest segment, in tokens.
+    /// Longest segment, in tokens. The official mode splits as the official code does, which lets a long sentence be longer.
     pub max_segment_tokens: usize,
     /// Words for every request; a request's own lexicon comes first.
     pub lexicon: Option<Arc<Lexicon>>,
@@ -335,43 +336,42 @@ impl Frontend {
         words
     }
 
+    /// Segments of a block, each after `head`; with it they are within the limit. A head so long that it leaves less than a
+    /// quarter of that to the text counts as three quarters.
     fn segments(&self, head: &str, text: &str, options: &TextOptions) -> Vec<Part> {
-        let reserved = self.tokenizer.count(head);
-        let max = self
-            .options
-            .max_segment_tokens
-            .saturating_sub(reserved)
-            .max(1);
         let count = |text: &str| self.tokenizer.count(text);
+        let (limit, head_tokens) = (self.options.max_segment_tokens, count(head));
+        let max = limit.saturating_sub(head_tokens).max(limit / 4).max(1);
         let mut language = options
             .language
             .or_else(|| Language::detect(text))
             .unwrap_or(Language::English);
-        segment::split(
-            text,
-            &self.tags,
-            &count,
-            Limits {
-                max,
-                short: max / 4,
-            },
-        )
-        .into_iter()
-        .filter(|segment| is_speakable(segment, &self.tags))
-        .map(|segment| {
+        let limits = segment::Limits {
+            max,
+            short: max / 4,
+        };
+        let mut parts = Vec::new();
+        for segment in segment::split(text, &self.tags, &count, limits) {
             language = options
                 .language
                 .or_else(|| Language::detect(segment))
                 .unwrap_or(language);
-            let mut text = format!("{head}{segment}");
-            segment::close(&mut text, language);
-            Part::Speech {
-                tokens: self.tokenizer.encode(&text),
-                text,
-                language,
+            let finish = |segment: &str| {
+                let mut text = format!("{head}{segment}");
+                segment::close(&mut text, language);
+                text
+            };
+            let whole = max + head_tokens;
+            if is_speakable(segment, &self.tags) {
+                let texts = segment::within(segment, &self.tags, &count, whole, &finish);
+                parts.extend(texts.into_iter().map(|text| Part::Speech {
+                    tokens: self.tokenizer.encode(&text),
+                    text,
+                    language,
+                }));
             }
-        })
-        .collect()
+        }
+        parts
     }
 }
 
@@ -392,8 +392,10 @@ fn read(
 /// Ends the sentence that `text` has come to.
 fn end_sentence(text: &mut String, around: Language) {
     text.truncate(text.trim_end().len());
-    let language = Language::detect(text).unwrap_or(around);
-    segment::close(text, language);
+    let sentence = text
+        .rsplit(['.', '!', '?', '。', '！', '？'])
+        .find_map(Language::detect);
+    segment::close(text, sentence.unwrap_or(around));
     if !text.is_empty() {
         text.push(' ');
     }

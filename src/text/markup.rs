@@ -14,6 +14,9 @@ use super::tags::Tags;
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 const MAX_PAUSES: Duration = Duration::from_secs(600);
 
+/// The longest `<break …>` of a plain text.
+const MAX_BREAK_BYTES: usize = 200;
+
 /// One step of a text with markup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Item {
@@ -107,7 +110,7 @@ fn mark(text: &str) -> Result<Option<(usize, Duration)>, TextError> {
         return Ok(Some((end + 1, duration)));
     }
     if opens("<break") && text["<break".len()..].starts_with([' ', '/', '>']) {
-        let Some(end) = text.find('>') else {
+        let Some(end) = text.bytes().take(MAX_BREAK_BYTES).position(|b| b == b'>') else {
             return Ok(None);
         };
         let duration = ssml::break_duration(&text[..=end])?;

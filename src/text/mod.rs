@@ -34,4 +34,4 @@ pub use lexicon::Lexicon;
 pub use split::{SplitOptions, split_paragraph};
 pub use tokenizer::Tokenizer;
 pub use viterbi::Search;
-pub use wetext::{grammar_normalize, grammar_tokens, official_normalize};
+pub use wetext::{grammar_normalize, grammar_tokens, official_normalize, reorder_tokens};

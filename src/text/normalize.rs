@@ -224,22 +224,25 @@ fn chunks(text: &str) -> impl Iterator<Item = &str> {
         if rest.is_empty() {
             return None;
         }
-        let cut = clause(rest).unwrap_or(rest.len());
-        let (chunk, tail) = rest.split_at(if cut <= MAX_GRAMMAR_BYTES {
-            cut
-        } else {
-            bounded(rest)
-        });
+        let cut = match clause(rest) {
+            Some(end) => end,
+            None if rest.len() <= MAX_GRAMMAR_BYTES => rest.len(),
+            None => bounded(rest),
+        };
+        let (chunk, tail) = rest.split_at(cut);
         rest = tail;
         Some(chunk)
     })
 }
 
-/// The end of the first clause.
+/// The end of the first clause, if it is short enough.
 fn clause(text: &str) -> Option<usize> {
     let mut previous = ' ';
     for (i, c) in text.char_indices() {
         let end = i + c.len_utf8();
+        if end > MAX_GRAMMAR_BYTES {
+            break;
+        }
         if matches!(c, ',' | ';' | '，' | '、') && previous.is_alphabetic() {
             let next = text[end..].trim_start_matches(' ');
             let spaced = !c.is_ascii() || next.len() < text.len() - end;

@@ -20,6 +20,21 @@ fn digit_values(digits: &str) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// `twenty three`; digit by digit beyond the names of scales.
+pub(super) const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+
 pub(super) fn en_cardinal(digits: &str) -> String {
     let digits: String = digits.chars().filter(char::is_ascii_digit).collect();
     match number_to_words(&digits) {

@@ -3,8 +3,8 @@
 use super::language::Language;
 use super::normalize;
 use super::numbers::{
-    en_cardinal, en_decimal, en_digits, en_ordinal, en_year, ja_cardinal, ja_decimal, ja_digits,
-    zh_cardinal, zh_decimal, zh_digits,
+    MONTHS, en_cardinal, en_decimal, en_digits, en_ordinal, en_year, ja_cardinal, ja_decimal,
+    ja_digits, roman, zh_cardinal, zh_decimal, zh_digits,
 };
 
 /// How a text is to be read.
@@ -60,7 +60,10 @@ fn digits(text: &str, language: Language, telephone: bool) -> String {
 }
 
 fn cardinal(text: &str, language: Language) -> Option<String> {
-    let number = text.replace([',', ' '], "");
+    let number = match roman(text) {
+        Some(value) => value.to_string(),
+        None => text.replace([',', ' '], ""),
+    };
     let (minus, number) = match number.strip_prefix(['-', '−']) {
         Some(rest) => (true, rest),
         None => (false, number.as_str()),
@@ -85,7 +88,10 @@ fn cardinal(text: &str, language: Language) -> Option<String> {
 }
 
 fn ordinal(text: &str, language: Language) -> Option<String> {
-    let number: String = text.chars().filter(|c| *c != ',').collect();
+    let number = match roman(text) {
+        Some(value) => value.to_string(),
+        None => text.replace(',', ""),
+    };
     let number = number.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let whole = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
     whole.then(|| match language {
@@ -199,20 +205,6 @@ fn zh_number(digits: &str) -> String {
 }
 
 fn english_date(year: Option<&str>, month: Option<&str>, day: Option<&str>) -> String {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
     let month = month.and_then(|m| {
         MONTHS
             .get(m.parse::<usize>().ok()?.checked_sub(1)?)

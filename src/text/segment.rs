@@ -9,7 +9,7 @@ use super::tags::Tags;
 /// How long segments may be, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// No segment is longer, unless one word alone is.
+    /// No segment is longer, unless one tag or one character alone is.
     pub(super) max: usize,
     /// A last segment shorter than this takes a sentence from the one before.
     pub(super) short: usize,
@@ -22,6 +22,8 @@ enum Level {
     Clause,
     Word,
     Character,
+    /// Even between a letter and the marks that belong to it.
+    CodePoint,
 }
 
 impl Level {
@@ -30,7 +32,8 @@ impl Level {
             Level::Sentence => Some(Level::Clause),
             Level::Clause => Some(Level::Word),
             Level::Word => Some(Level::Character),
-            Level::Character => None,
+            Level::Character => Some(Level::CodePoint),
+            Level::CodePoint => None,
         }
     }
 }
@@ -62,6 +65,36 @@ pub(super) fn split<'a>(
             Some(text[start..end].trim()).filter(|s| !s.is_empty())
         })
         .collect()
+}
+
+/// `segment` as `finish` makes it. Where that is longer than `whole` tokens, because of a closing mark say, the segment is
+/// split into shorter ones first.
+pub(super) fn within(
+    segment: &str,
+    tags: &Tags,
+    count: &impl Fn(&str) -> usize,
+    whole: usize,
+    finish: &impl Fn(&str) -> String,
+) -> Vec<String> {
+    let finished = finish(segment);
+    let excess = count(&finished).saturating_sub(whole);
+    let mut max = count(segment).saturating_sub(excess);
+    while excess > 0 && max > 0 {
+        let limits = Limits {
+            max,
+            short: max / 4,
+        };
+        let shorter = split(segment, tags, count, limits);
+        if shorter.len() > 1 {
+            return shorter
+                .into_iter()
+                .flat_map(|s| within(s, tags, count, whole, finish))
+                .collect();
+        }
+        // Pieces may add up to fewer tokens than the whole has.
+        max -= 1 + max / 8;
+    }
+    vec![finished]
 }
 
 /// Pieces of `text` of at most `max` tokens each, cut as coarsely as that allows.
@@ -130,12 +163,12 @@ fn cut<'a>(text: &'a str, level: Level, tags: &Tags) -> Vec<&'a str> {
         let next = text[end..].chars().next();
         let boundary = match (tag, next) {
             (_, None) => true,
-            (Some(_), Some(_)) => level == Level::Character,
+            (Some(_), Some(_)) => level >= Level::Character,
             (None, Some(next)) => ends(level, previous, c, next),
         };
         if boundary {
             let closers = text[end..]
-                .find(|c: char| !(is_closer(c) || c.is_whitespace()) || level == Level::Character)
+                .find(|c: char| !(is_closer(c) || c.is_whitespace()) || level >= Level::Character)
                 .unwrap_or(text.len() - end);
             parts.push(&text[start..end + closers]);
             start = end + closers;
@@ -163,6 +196,7 @@ fn ends(level: Level, previous: Option<char>, c: char, next: char) -> bool {
         Level::Clause => clause(),
         Level::Word => clause() || c.is_whitespace() || is_wide(c) || is_wide(next),
         Level::Character => !is_joiner(next) && !is_joiner(c),
+        Level::CodePoint => true,
     }
 }
 

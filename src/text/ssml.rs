@@ -22,7 +22,7 @@ pub(super) fn is_ssml(text: &str) -> bool {
         t.strip_prefix("<speak")
             .is_some_and(|r| r.starts_with([' ', '>', '/', '\n', '\t', '\r']))
     };
-    open(text) || text.starts_with("<?xml")
+    open(text) || text.starts_with("<?xml") || text.starts_with("<!DOCTYPE")
 }
 
 /// What holds inside an element.

@@ -32,9 +32,9 @@ impl Tags {
             return Some(&text[..tag.len()]);
         }
         let inside = text.strip_prefix("<|")?;
-        let end = inside.find("|>")?;
-        let whole = end + 4;
-        (whole <= MAX_TAG_BYTES && !inside[..end].contains(['<', '\n'])).then(|| &text[..whole])
+        let near = &inside.as_bytes()[..inside.len().min(MAX_TAG_BYTES - 2)];
+        let end = near.windows(2).position(|w| w == b"|>")?;
+        (!inside[..end].contains(['<', '\n'])).then(|| &text[..end + 4])
     }
 
     /// `text` as plain runs and tags, in order.

@@ -101,33 +101,34 @@ pub fn official_normalize(text: &str) -> Result<String, TextError> {
 ///
 /// `None` for another language, and where the grammar has no reading.
 pub fn grammar_normalize(text: &str, language: Language) -> Option<String> {
-    let grammar = match language {
-        Language::Chinese => &CHINESE,
-        Language::English => &ENGLISH,
-        Language::Japanese => &JAPANESE,
-        Language::Korean | Language::Other => return None,
-    };
-    grammar.normalize(text)
+    grammar(language)?.normalize(text)
 }
 
 /// What the same grammar's verbaliser is given: the tagged text, its fields in speaking order.
 pub fn grammar_tokens(text: &str, language: Language) -> Option<String> {
-    let grammar = match language {
-        Language::Chinese => &CHINESE,
-        Language::English => &ENGLISH,
-        Language::Japanese => &JAPANESE,
-        Language::Korean | Language::Other => return None,
-    };
+    let grammar = grammar(language)?;
     SEARCH.with_borrow_mut(|search| grammar.tokens(search, text))
+}
+
+/// A text that any grammar of the language has tagged, its fields in speaking order; `None` where it is malformed.
+pub fn reorder_tokens(tagged: &str, language: Language) -> Option<String> {
+    grammar(language)?.reorder(tagged)
+}
+
+fn grammar(language: Language) -> Option<&'static Grammar> {
+    Some(match language {
+        Language::Chinese => &*CHINESE,
+        Language::English => &*ENGLISH,
+        Language::Japanese => &*JAPANESE,
+        Language::Korean | Language::Other => return None,
+    })
 }
 
 impl Grammar {
     /// The spoken form of `text`; `None` when the grammar has no reading of it.
     pub(super) fn normalize(&self, text: &str) -> Option<String> {
         SEARCH.with_borrow_mut(|search| {
-            let tagged =
-                String::from_utf8(search.transduce(&self.tagger, text.as_bytes())?).ok()?;
-            let ordered = self.reorder(&tagged)?;
+            let ordered = self.tokens(search, text)?;
             String::from_utf8(search.transduce(&self.verbalizer, ordered.as_bytes())?).ok()
         })
     }

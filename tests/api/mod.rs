@@ -7,6 +7,7 @@ mod hostile;
 mod invalid;
 mod openapi;
 mod program;
+mod reading;
 mod serve;
 mod soak;
 mod streaming;

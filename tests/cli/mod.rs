@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::support::golden;
+use crate::support::silence::assert_silences;
 
 /// A folder of its own for each test, and the commands run in it.
 struct Shell {
@@ -123,6 +124,119 @@ fn one_seed_gives_one_file_on_any_number_of_threads() {
     let first = say("7", "1", "a.wav");
     assert_eq!(first, say("7", "2", "b.wav"));
     assert_ne!(first, say("8", "1", "c.wav"));
+}
+
+#[test]
+fn pauses_are_silence_of_their_length() {
+    let shell = Shell::new();
+    let say = |text: &str, more: &[&str]| {
+        shell.ok(&[&["synth", text, "-o", "p.wav"], more].concat());
+        samples(&shell.path("p.wav"))
+    };
+    assert_silences(&say("Hello there. And you?", &[]), &[]);
+    let marked = "One.[pause:500ms]Two.[pause:1.5s]Three.[pause:37ms]Four.";
+    assert_silences(&say(marked, &[]), &[500, 1500, 37]);
+    // A pause is as long as it says at any speed, in a stream, and unread text around it changes nothing.
+    assert_silences(&say(marked, &["--speed", "2.0"]), &[500, 1500, 37]);
+    assert_silences(&say(marked, &["--stream"]), &[500, 1500, 37]);
+    assert_silences(
+        &say(marked, &["--text-normalization", "off"]),
+        &[500, 1500, 37],
+    );
+    let ssml = "<speak>你好。<break time='500ms'/>Good <break time=\"0.25s\"/> bye<break strength='strong'/>。</speak>";
+    assert_silences(&say(ssml, &[]), &[500, 250, 700]);
+    assert_silences(&say("[pause:120ms]Now.[pause:80ms]", &[]), &[120, 80]);
+}
+
+/// The report of one text, which must be the only one.
+fn normalized(shell: &Shell, text: &str, more: &[&str]) -> serde_json::Value {
+    let out = shell.ok(&[&["normalize", text, "--json"], more].concat());
+    serde_json::from_str(&out).expect("one JSON object")
+}
+
+#[test]
+fn normalize_reports_how_a_text_is_read() {
+    let shell = Shell::new();
+    let read =
+        |text: &str, more: &[&str]| normalized(&shell, text, more)["normalized_text"].clone();
+    let report = normalized(&shell, "I have 3.[pause:1.5s]我有2只猫。", &[]);
+    assert_eq!(report["text"], "I have 3.[pause:1.5s]我有2只猫。");
+    assert_eq!(
+        report["normalized_text"],
+        "I have three.[pause:1500ms]我有两只猫。"
+    );
+    assert_eq!(report["language"], "zh");
+    let segments = report["segments"].as_array().expect("segments");
+    assert_eq!(segments[0]["language"], "en");
+    assert_eq!(segments[1]["pause_ms"], 1500.0);
+    assert_eq!(segments[2]["text"], "我有两只猫。");
+    let tokens = |i: usize| segments[i]["tokens"].as_u64().expect("tokens");
+    assert!(tokens(0) > 0 && tokens(2) > 0);
+    assert_eq!(report["tokens"], tokens(0) + tokens(2));
+
+    assert_eq!(read("3", &["--language", "zh"]), "三");
+    assert_eq!(read("3", &["--language", "ja"]), "三");
+    assert_eq!(read("Привет 3", &[]), "Привет 3");
+    assert_eq!(
+        read("Привет 3", &["--text-normalization", "on"]),
+        "Привет three"
+    );
+    assert_eq!(
+        read("I have 3.", &["--text-normalization", "off"]),
+        "I have 3."
+    );
+    assert_eq!(
+        read("No. 5", &["--text-normalization", "official"]),
+        "Number. five "
+    );
+    std::fs::write(shell.path("w.tsv"), "SQL\tsequel\n").expect("a file");
+    assert_eq!(read("SQL 3", &["--lexicon", "w.tsv"]), "sequel three");
+}
+
+#[test]
+fn normalize_reads_files_and_says_what_cannot_be_spoken() {
+    let shell = Shell::new();
+    std::fs::write(
+        shell.path("t.txt"),
+        "One 1\n\n<speak><b>2</b></speak>\nThree 3\n",
+    )
+    .expect("a file");
+    let output = shell.run(&["normalize", "--file", "t.txt", "--json"]);
+    let out = String::from_utf8(output.stdout).expect("UTF-8 output");
+    let reports: Vec<serde_json::Value> = out
+        .lines()
+        .map(|l| serde_json::from_str(l).expect("JSON"))
+        .collect();
+    assert_eq!(reports.len(), 3);
+    assert_eq!(reports[0]["normalized_text"], "One one");
+    assert!(
+        reports[1]["error"]
+            .as_str()
+            .is_some_and(|e| e.contains("<b>")),
+        "{out}"
+    );
+    assert_eq!(reports[2]["normalized_text"], "Three three");
+    assert!(!output.status.success());
+    let table = shell.ok(&["normalize", "Room 101"]);
+    for line in ["language    en", "normalized  Room one hundred and one"] {
+        assert!(table.contains(line), "{table}");
+    }
+    assert!(
+        table.contains(" tokens  Room one hundred and one."),
+        "{table}"
+    );
+    for (text, word) in [("?!… 🙂", "speak"), ("a[pause:5m]", "5m"), ("", "speak")] {
+        assert!(
+            shell
+                .error(&["normalize", text])
+                .contains("cannot be spoken"),
+            "{text}"
+        );
+        assert!(
+            shell.run(&["normalize", text]).stdout.starts_with(b"error"),
+            "{word}"
+        );
+    }
 }
 
 #[test]

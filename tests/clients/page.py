@@ -77,6 +77,11 @@ async def main():
         await page.call("Input.dispatchKeyEvent", type="keyUp", **enter)
         await page.until("!!document.querySelector('#tasks li canvas') && document.querySelector('#tasks li audio').duration > 0")
         assert (await page.js("document.querySelector('#tasks li a').download")).endswith(".wav")
+        await page.js("""
+            const field = name => document.querySelector(`#form [name=${name}]`);
+            field("text").value = "SQL 3"; field("language").value = "zh"; field("text_normalization").value = "on";
+            field("lexicon").value = "SQL = sequel"; document.getElementById("form").requestSubmit()""")
+        await page.until("document.querySelector('#tasks li').textContent.includes('Read: sequel 三')")
         assert await page.js("document.getElementById('message').textContent") == ""
         light = await page.js("getComputedStyle(document.body).backgroundColor")
         await page.picture(PICTURE)

@@ -7,6 +7,8 @@ pub(crate) mod llm;
 mod speaker;
 mod speech_tokens;
 mod text;
+mod text_fuzz;
+mod text_properties;
 mod text_readings;
 pub(crate) mod vocoder;
 mod voice;

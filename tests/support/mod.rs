@@ -4,3 +4,4 @@ pub(crate) mod emulator;
 pub(crate) mod golden;
 pub(crate) mod metrics;
 pub(crate) mod model;
+pub(crate) mod silence;

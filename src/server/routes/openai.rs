@@ -13,7 +13,7 @@ use super::request::{MAX_NAME, MAX_PROMPT_TEXT, SPEEDS, read_format};
 use super::synthesis::{audio_head, new_encoder, start};
 use crate::audio::{Format, StreamEncoder};
 use crate::engine::Event;
-use crate::tasks::{Kind, Normalization, Stream, Submit, Tasks, Utterance, base64};
+use crate::tasks::{Kind, Stream, Submit, Tasks, Utterance, base64};
 
 type Answer = Result<Response, ApiError>;
 
@@ -72,7 +72,7 @@ pub(crate) async fn speech(mut context: Context) -> Answer {
             text,
             instruct_text,
             language: None,
-            normalization: Normalization::Auto,
+            normalization: Default::default(),
             lexicon: BTreeMap::new(),
         },
         voice_id: Some(voice_id),

@@ -10,9 +10,7 @@ use super::super::error::ApiError;
 use super::super::fields::Reader;
 use super::super::handle::Context;
 use crate::audio::Format;
-use crate::tasks::{
-    Idempotency, Kind, Loaded, Normalization, Submit, Tasks, Utterance, check_url, hex,
-};
+use crate::tasks::{Idempotency, Kind, Loaded, Submit, Tasks, Utterance, check_url, hex};
 
 pub(super) const MAX_NAME: usize = 256;
 /// Prompt texts and instructions are a sentence or two.
@@ -80,14 +78,9 @@ fn read_utterance(fields: &mut Reader, kind: Kind, max_chars: usize) -> Utteranc
         language: fields.optional_text("language", 35),
         normalization: fields.choice(
             "text_normalization",
-            Normalization::Auto,
-            "auto, on, off",
-            |word| match word {
-                "auto" => Some(Normalization::Auto),
-                "on" => Some(Normalization::On),
-                "off" => Some(Normalization::Off),
-                _ => None,
-            },
+            Default::default(),
+            "auto, on, off, official",
+            |word| word.parse().ok(),
         ),
         lexicon: fields.dictionary("lexicon", MAX_LEXICON),
     }

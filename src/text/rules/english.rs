@@ -388,7 +388,8 @@ fn range(c: &Captures, around: Around) -> Option<String> {
 /// Letters with a number: `COVID-19`, `F-16`, `A380`.
 fn code(c: &Captures, around: Around) -> Option<String> {
     let (letters, digits) = (group(c, 1), group(c, 2));
-    if around.after.starts_with(['-', '.', ':', '/']) && starts_number(&around.after[1..])
+    let mut after = around.after.chars();
+    if matches!(after.next(), Some('-' | '.' | ':' | '/')) && starts_number(after.as_str())
         || around.before.ends_with(['-', '$', '.'])
     {
         return None;
@@ -432,19 +433,20 @@ fn integer(c: &Captures, around: Around) -> Option<String> {
 }
 
 fn follows_month(around: Around) -> bool {
-    let word = around
+    let before = around
         .before
         .trim_end()
-        .rsplit(' ')
-        .next()
-        .unwrap_or_default()
-        .trim_end_matches(['.', ',']);
-    word.len() >= 3
-        && [
-            "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
-        ]
-        .iter()
-        .any(|m| word.to_ascii_lowercase().starts_with(m))
+        .trim_end_matches(['.', ','])
+        .as_bytes();
+    // The longest name has nine letters.
+    let near = &before[before.len().saturating_sub(10)..];
+    let word = near.rsplit(|&b| b == b' ').next().unwrap_or_default();
+    word.first_chunk().is_some_and(|start: &[u8; 3]| {
+        let start = start.to_ascii_lowercase();
+        b"janfebmaraprmayjunjulaugsepoctnovdec"
+            .chunks_exact(3)
+            .any(|m| m == start)
+    })
 }
 
 /// Four digits count things when a plural follows, and are a year otherwise.

@@ -3,7 +3,7 @@
 use regex::Captures;
 
 use super::{Around, group};
-use crate::text::numbers::{en_cardinal, en_ordinal, en_year};
+use crate::text::numbers::{MONTHS, en_cardinal, en_ordinal, en_year};
 
 pub(super) fn plural_ten(digit: &str) -> String {
     let ten = en_cardinal(&format!("{digit}0"));
@@ -21,20 +21,6 @@ pub(super) fn decade(c: &Captures, around: Around) -> Option<String> {
 }
 
 pub(super) fn month(name: &str) -> &'static str {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
     MONTHS
         .into_iter()
         .find(|m| m.starts_with(&name[..3]))
@@ -46,10 +32,11 @@ pub(super) fn valid_day(day: &str) -> bool {
 }
 
 pub(super) fn month_day(c: &Captures, around: Around) -> Option<String> {
-    if !valid_day(group(c, 2))
-        || around.after.starts_with([':', '-', '–', '.', ',', '/'])
-            && starts_number(&around.after[1..])
-    {
+    let more = around
+        .after
+        .strip_prefix([':', '-', '–', '.', ',', '/'])
+        .is_some_and(starts_number);
+    if more || !valid_day(group(c, 2)) {
         return None;
     }
     let date = format!("{} {}", month(group(c, 1)), en_ordinal(group(c, 2)));
@@ -65,15 +52,10 @@ pub(super) fn day_month(c: &Captures, around: Around) -> Option<String> {
         return None;
     }
     let date = format!("{} of {}", en_ordinal(group(c, 1)), month(group(c, 2)));
-    let article = if around
-        .before
-        .trim_end()
-        .to_ascii_lowercase()
-        .ends_with("the")
-    {
-        ""
-    } else {
-        "the "
+    let before = around.before.trim_end().as_bytes();
+    let article = match before.last_chunk::<3>() {
+        Some(word) if word.eq_ignore_ascii_case(b"the") => "",
+        _ => "the ",
     };
     Some(with_year(format!("{article}{date}"), group(c, 3)))
 }

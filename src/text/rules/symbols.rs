@@ -153,23 +153,30 @@ pub(super) fn named(text: &str, language: Language) -> String {
     out
 }
 
+/// The longest element name that stays as written, in bytes.
+const MAX_ELEMENT: usize = 40;
+
 /// Whether the angle bracket at `i` opens or closes something that looks like a markup element, which stays as written.
 fn is_quoted_tag(text: &str, i: usize) -> bool {
-    let element = |inside: &str| {
+    let element = |inside: &[u8]| {
         !inside.is_empty()
-            && inside.len() < 40
             && inside
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '/' | '-'))
-            && !inside.starts_with(|c: char| c.is_ascii_digit())
+                .iter()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'/' | b'-'))
+            && !inside[0].is_ascii_digit()
     };
-    match text[i..].chars().next() {
-        Some('<') => text[i + 1..]
-            .split_once('>')
-            .is_some_and(|(inside, _)| element(inside)),
-        Some('>') => text[..i]
-            .rsplit_once('<')
-            .is_some_and(|(_, inside)| element(inside)),
+    let bytes = text.as_bytes();
+    match bytes[i] {
+        b'<' => {
+            let near = &bytes[i + 1..bytes.len().min(i + 1 + MAX_ELEMENT)];
+            let end = near.iter().position(|&b| b == b'>');
+            end.is_some_and(|end| element(&near[..end]))
+        }
+        b'>' => {
+            let near = &bytes[i.saturating_sub(MAX_ELEMENT)..i];
+            let start = near.iter().rposition(|&b| b == b'<');
+            start.is_some_and(|start| element(&near[start + 1..]))
+        }
         _ => false,
     }
 }
