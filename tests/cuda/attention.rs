@@ -1,11 +1,14 @@
 //! Attention over the paged cache and inside sequences.
 
+use std::process::Command;
+
 use cosyvoice::backend::{Attention, AttnPlan, KvShape, Mask, Masks, Memory, PlanSequence, RelPos};
 use cosyvoice::cuda::{Cuda, Precision};
 use cosyvoice::tensor::{Segments, Tensor};
 
 use super::{Bounds, agree, device, values};
 use crate::ops::cases::values as seeded;
+use crate::support::emulator;
 
 /// f32 differs by the order of sums; bf16 by the rounding of inputs, weights and results (2⁻⁹ each).
 const BOUNDS: Bounds = Bounds {
@@ -368,4 +371,25 @@ fn prefixes_and_batches(cuda: &Cuda, relative: bool) {
         assert_eq!(bits(&alone[t / 3 * d..]), bits(&last));
         first += t;
     }
+}
+
+/// The tensor core kernels that Hopper has others for, on an emulated Ampere.
+#[test]
+fn chips_before_hopper_agree_too() {
+    const CAPABILITY: &str = "CUDA_EMULATOR_CC";
+    if emulator::on_device() || std::env::var_os(CAPABILITY).is_some() {
+        return;
+    }
+    let exe = std::env::current_exe().expect("a running test has a path. This is a bug.");
+    let output = Command::new(exe)
+        .args(["cuda::attention::attention_of_every", "--test-threads=1"])
+        .env(CAPABILITY, "80")
+        .output()
+        .expect("the test binary runs. This is a bug.");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(
+        !text.contains("running 0 tests"),
+        "the test has another name"
+    );
 }
