@@ -363,10 +363,11 @@ impl Frontend {
             };
             let whole = max + head_tokens;
             if is_speakable(segment, &self.tags) {
-                let texts = segment::within(segment, &self.tags, &count, whole, &finish);
-                parts.extend(texts.into_iter().map(|text| Part::Speech {
-                    tokens: self.tokenizer.encode(&text),
+                let encode = |text: &str| self.tokenizer.encode(text);
+                let texts = segment::within(segment, &self.tags, &encode, whole, &finish);
+                parts.extend(texts.into_iter().map(|(text, tokens)| Part::Speech {
                     text,
+                    tokens,
                     language,
                 }));
             }

@@ -67,34 +67,39 @@ pub(super) fn split<'a>(
         .collect()
 }
 
-/// `segment` as `finish` makes it. Where that is longer than `whole` tokens, because of a closing mark say, the segment is
-/// split into shorter ones first.
+/// `segment` as `finish` makes it, with its tokens. Where these are more than `whole`, because of a closing mark say, the
+/// segment is split into shorter ones first.
 pub(super) fn within(
     segment: &str,
     tags: &Tags,
-    count: &impl Fn(&str) -> usize,
+    encode: &impl Fn(&str) -> Vec<i32>,
     whole: usize,
     finish: &impl Fn(&str) -> String,
-) -> Vec<String> {
+) -> Vec<(String, Vec<i32>)> {
     let finished = finish(segment);
-    let excess = count(&finished).saturating_sub(whole);
+    let tokens = encode(&finished);
+    let excess = tokens.len().saturating_sub(whole);
+    if excess == 0 {
+        return vec![(finished, tokens)];
+    }
+    let count = |text: &str| encode(text).len();
     let mut max = count(segment).saturating_sub(excess);
-    while excess > 0 && max > 0 {
+    while max > 0 {
         let limits = Limits {
             max,
             short: max / 4,
         };
-        let shorter = split(segment, tags, count, limits);
+        let shorter = split(segment, tags, &count, limits);
         if shorter.len() > 1 {
             return shorter
                 .into_iter()
-                .flat_map(|s| within(s, tags, count, whole, finish))
+                .flat_map(|s| within(s, tags, encode, whole, finish))
                 .collect();
         }
         // Pieces may add up to fewer tokens than the whole has.
-        max -= 1 + max / 8;
+        max = max.saturating_sub(1 + max / 8);
     }
-    vec![finished]
+    vec![(finished, tokens)]
 }
 
 /// Pieces of `text` of at most `max` tokens each, cut as coarsely as that allows.

@@ -1,67 +1,22 @@
 //! How texts are read, asked of the real server on the checkpoint of the tests.
 
-use std::io::{BufRead, BufReader, Cursor};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::io::Cursor;
 
 use serde_json::{Value, json};
 
 use super::client::Client;
-use crate::support::golden;
+use super::program::Program;
 use crate::support::silence::assert_silences;
 
 const ASYNC: &str = "/api/v1/async/synthesize/sft";
 const SYNC: &str = "/api/v1/synthesize/sft";
 
-/// The server's process, killed with it, and its folder.
-struct Server {
-    child: Child,
-    _folder: tempfile::TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn serve() -> (Server, Client) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let lexicon = folder.path().join("words.tsv");
-    std::fs::write(&lexicon, "ETA\tarrival time\nSQL\tess queue ell\n").expect("a file");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_cosyvoice"))
-        .arg("serve")
-        .env_clear()
-        .env("HOST", "127.0.0.1")
-        .env("PORT", "0")
-        .env("LOG_FORMAT", "json")
-        .env("MODEL_DIR", golden::model_dir())
-        .env("DATA_DIR", folder.path().join("data"))
-        .env("LEXICON", lexicon)
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary starts");
-    let mut log = BufReader::new(child.stderr.take().expect("a pipe")).lines();
-    let server = Server {
-        child,
-        _folder: folder,
-    };
-    let address = log
-        .by_ref()
-        .map_while(Result::ok)
-        .filter_map(|line| serde_json::from_str::<Value>(&line).ok())
-        .find_map(|entry| entry["address"].as_str()?.parse().ok())
-        .expect("the log names the address");
-    std::thread::spawn(move || log.for_each(drop));
-    let client = Client::new(address);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while client.get("/ready").status != 200 {
-        assert!(Instant::now() < deadline, "the model is not loaded");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    (server, client)
+/// The server with a lexicon of its own.
+fn serve() -> Program {
+    let lexicon = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(lexicon.path(), "ETA\tarrival time\nSQL\tess queue ell\n").expect("a file");
+    // Read before the server is ready.
+    Program::start(&[("LEXICON", lexicon.path().to_str().expect("a UTF-8 path"))])
 }
 
 /// A request for `text` in the model's first voice, with more fields.
@@ -81,7 +36,8 @@ fn samples(wav: Vec<u8>) -> Vec<i16> {
 
 #[test]
 fn requests_say_how_texts_are_read() {
-    let (_server, client) = serve();
+    let server = serve();
+    let client = &server.client;
     for (text, more, spoken) in [
         ("I have 3 apples.", json!({}), "I have three apples."),
         ("3", json!({"language": "zh"}), "三"),
@@ -109,7 +65,7 @@ fn requests_say_how_texts_are_read() {
             "On May first, twenty twenty four.",
         ),
     ] {
-        let id = client.submit(ASYNC, &body(&client, text, &more));
+        let id = client.submit(ASYNC, &body(client, text, &more));
         assert_eq!(client.wait(&id)["status"], "completed");
         let result = client
             .get(&format!("/api/v1/async/tasks/{id}/result"))
@@ -120,16 +76,17 @@ fn requests_say_how_texts_are_read() {
 
 #[test]
 fn pauses_in_answers_are_silence_of_their_length() {
-    let (_server, client) = serve();
+    let server = serve();
+    let client = &server.client;
     let marked = "One.[pause:500ms]Two.[pause:1.25s]Three.";
     let ssml = "<speak>One<break time=\"500ms\"/>two<break time=\"1.25s\"/>three.</speak>";
     for text in [marked, ssml] {
-        let id = client.submit(ASYNC, &body(&client, text, &json!({})));
+        let id = client.submit(ASYNC, &body(client, text, &json!({})));
         assert_eq!(client.wait(&id)["status"], "completed");
         assert_silences(&samples(client.audio(&id)), &[500, 1250]);
         let pcm = client.post(
             SYNC,
-            &body(&client, text, &json!({"stream": true, "format": "pcm"})),
+            &body(client, text, &json!({"stream": true, "format": "pcm"})),
         );
         assert_eq!(pcm.status, 200);
         let streamed: Vec<i16> = pcm
@@ -143,7 +100,8 @@ fn pauses_in_answers_are_silence_of_their_length() {
 
 #[test]
 fn texts_that_cannot_be_read_are_refused() {
-    let (_server, client) = serve();
+    let server = serve();
+    let client = &server.client;
     for (text, more, word, names) in [
         ("?!… 🙂", json!({}), "nothing_to_say", "say"),
         ("[pause:1s]", json!({}), "nothing_to_say", "say"),
@@ -172,7 +130,7 @@ fn texts_that_cannot_be_read_are_refused() {
         ),
     ] {
         for path in [ASYNC, SYNC] {
-            let reply = client.post(path, &body(&client, text, &more));
+            let reply = client.post(path, &body(client, text, &more));
             assert_eq!(
                 (reply.status, reply.error().as_str()),
                 (422, word),
@@ -182,6 +140,6 @@ fn texts_that_cannot_be_read_are_refused() {
             assert!(message.contains(names), "{message}");
         }
     }
-    let spoken = client.post(SYNC, &body(&client, "Still here.", &json!({})));
+    let spoken = client.post(SYNC, &body(client, "Still here.", &json!({})));
     assert_eq!(spoken.status, 200);
 }
