@@ -14,6 +14,7 @@ mod memory;
 mod models;
 mod norm;
 mod sample;
+mod selftest;
 mod vocoder;
 
 use std::ops::Deref;
