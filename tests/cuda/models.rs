@@ -12,7 +12,7 @@ use cosyvoice::engine::{self, EngineError, EngineHandle, EngineOptions, Request}
 use super::{Device, device, turn};
 use crate::engine::{request, sft_voice};
 use crate::parity::{e2e, flow, llm, vocoder};
-use crate::support::model;
+use crate::support::{emulator, model};
 
 const LLM_F32: llm::Tolerances = llm::Tolerances {
     input: 0.0,
@@ -154,4 +154,76 @@ fn an_utterance_is_the_same_alone_and_in_a_batch() {
         let alone = speak(&engine, request(&voice, n)).expect("speech");
         assert!(alone == together[n], "request {n} changed in a batch");
     }
+}
+
+/// `CUDA_ERROR_LAUNCH_FAILED`: the context is lost with everything in it.
+const LAUNCH_FAILED: i32 = 719;
+
+/// What is in work fails with the driver's words, what waits is done on the device opened anew, and so is what comes later.
+#[test]
+fn a_lost_device_is_opened_again() {
+    let Some(_turn) = turn().filter(|_| emulator::has_faults()) else {
+        return;
+    };
+    let mut options = small();
+    options.budgets.max_running = 1;
+    let (engine, voice) = (engine(Precision::F32, 1, options), sft_voice());
+    let expected = speak(&engine, request(&voice, 0)).expect("speech");
+    emulator::fault(LAUNCH_FAILED, 50);
+    let jobs = [0, 0].map(|n| engine.submit(request(&voice, n)).expect("room"));
+    let [in_work, waiting] = jobs.map(cosyvoice::engine::Job::collect);
+    let error = in_work.expect_err("its device failed").to_string();
+    assert!(
+        error.contains("cuda:0") && error.contains("LAUNCH_FAILED"),
+        "{error}"
+    );
+    assert!(waiting.expect("speech").0 == expected);
+    assert!(speak(&engine, request(&voice, 0)).expect("speech") == expected);
+    let stats = engine.stats();
+    assert_eq!((stats.requests_done, stats.requests_failed), (3, 1));
+}
+
+/// No memory for a batch fails that batch; the engine, its models and its cache stay.
+#[test]
+fn out_of_memory_fails_the_request_alone() {
+    let Some(_turn) = turn().filter(|_| emulator::has_faults()) else {
+        return;
+    };
+    let (engine, voice) = (engine(Precision::F32, 1, small()), sft_voice());
+    emulator::memory(1);
+    let error = speak(&engine, request(&voice, 0)).expect_err("there is no memory");
+    emulator::memory(4 << 30);
+    assert!(error.to_string().contains("out of memory"), "{error}");
+    assert!(
+        !speak(&engine, request(&voice, 0))
+            .expect("speech")
+            .is_empty()
+    );
+}
+
+/// Two devices behind one queue: each works, and which one it was cannot be heard.
+#[test]
+fn several_devices_share_the_load() {
+    const DEVICES: &str = "CUDA_EMULATOR_DEVICES";
+    if !emulator::has_faults() {
+        return;
+    }
+    if std::env::var_os(DEVICES).is_none() {
+        // The number of devices is fixed when the driver starts.
+        let exe = std::env::current_exe().expect("a running test has a path");
+        let output = std::process::Command::new(exe)
+            .args(["cuda::models::several_devices", "--nocapture"])
+            .env(DEVICES, "2")
+            .output()
+            .expect("the test binary runs");
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    let Some(_turn) = turn() else { return };
+    let (engine, voice) = (engine(Precision::Bf16, 2, small()), sft_voice());
+    let jobs = [0, 0, 0].map(|n| engine.submit(request(&voice, n)).expect("room"));
+    let [first, second, third] = jobs.map(|job| job.collect().expect("speech").0);
+    assert!(first == second && second == third);
+    assert_eq!(engine.stats().kv_pages_total, 2 * 2048 / 16);
+    assert_eq!(engine.stats().requests_done, 3);
 }

@@ -147,6 +147,40 @@ pub(crate) fn schedule(order: Order, seed: u64, copies: Copies) {
     });
 }
 
+/// Whether faults can be injected: on an emulated driver that has them. A test that needs them skips, saying so.
+pub(crate) fn has_faults() -> bool {
+    let has = matches!(driver(), Ok(Some(library)) if {
+        // SAFETY: only looked up, not called.
+        unsafe { library.get::<unsafe extern "C" fn(i32, i32)>(b"emu_fault") }.is_ok()
+    });
+    if !has {
+        eprintln!("SKIPPED: this driver does not inject faults");
+    }
+    has
+}
+
+/// Has the launch after so many more fail with the driver's `code`, and every call after it until the context is gone.
+pub(crate) fn fault(code: i32, after_launches: i32) {
+    call("emu_fault", |library| {
+        // SAFETY: the signature is that of tests/cuda-emulator/runtime.
+        let f: Symbol<unsafe extern "C" fn(i32, i32)> = unsafe { library.get(b"emu_fault")? };
+        // SAFETY: takes plain numbers.
+        unsafe { f(code, after_launches) };
+        Ok(())
+    });
+}
+
+/// Sets the memory of the devices; what is allocated stays.
+pub(crate) fn memory(bytes: usize) {
+    call("emu_memory", |library| {
+        // SAFETY: the signature is that of tests/cuda-emulator/runtime.
+        let f: Symbol<unsafe extern "C" fn(usize)> = unsafe { library.get(b"emu_memory")? };
+        // SAFETY: takes a plain number.
+        unsafe { f(bytes) };
+        Ok(())
+    });
+}
+
 /// Takes the first finding since the last call, if there is one, and makes the emulated device usable again.
 pub(crate) fn take_report() -> Option<String> {
     let text = call("emu_take_report", |library| {
