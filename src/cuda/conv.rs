@@ -421,7 +421,7 @@ impl Cuda {
         let [.., smallest] = &TILES;
         TILES
             .iter()
-            .find(|t| w.columns % t.columns == 0 && blocks(t) >= self.multiprocessors())
+            .find(|t| w.columns.is_multiple_of(t.columns) && blocks(t) >= self.multiprocessors())
             .unwrap_or(smallest)
     }
 }

@@ -210,7 +210,7 @@ impl Cuda {
             partial: 0,
             counters: 0,
         };
-        let whole = x.dtype() == Dtype::Bf16 && x.cols() % 8 == 0;
+        let whole = x.dtype() == Dtype::Bf16 && x.cols().is_multiple_of(8);
         match &w.map {
             _ if w.dtype == Dtype::F32 || !whole => self.multiply_f32(w, &params),
             Some(map) => self.multiply_hopper(x, w, *map, params),
@@ -353,7 +353,7 @@ mod tests {
         for cols in (64..20_000).step_by(64) {
             let segment = segment((STREAMED, cols));
             assert!(
-                cols.div_ceil(segment) <= SEGMENTS && segment % PADDING == 0,
+                cols.div_ceil(segment) <= SEGMENTS && segment.is_multiple_of(PADDING),
                 "{cols}"
             );
         }

@@ -14,6 +14,7 @@
 // bindgen's output.
 #[allow(
     dead_code,
+    unreachable_pub,
     missing_docs,
     non_camel_case_types,
     non_upper_case_globals,

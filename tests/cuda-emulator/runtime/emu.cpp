@@ -48,7 +48,6 @@ struct Exec {
   Fiber* f=nullptr; unsigned char* stk=nullptr; int n=0, live=0, atbar=0; uint16_t q[MAXT*2]; unsigned qh=0, qt=0; Warp w[32]; void* main_sp=nullptr; Fiber* cur=nullptr;
   EmuInvoke inv=nullptr; void** args=nullptr; unsigned char* dyn=nullptr; unsigned dyn_n=0; unsigned char* tls=nullptr; size_t tls_n=0; uint64_t epoch=1, bstart=1, lstart=1; Cell* sh_dyn=nullptr; Cell* sh_tls=nullptr; uint64_t rng=1; bool active=false; std::vector<Tma> tma; std::vector<std::pair<int,Wg>> wgq[8]; int wgn[8]={}, wgg[8]={}; uint64_t spins=0; const char* kname="";
   void init(){ if(f) return; f=new Fiber[MAXT]; stk=(unsigned char*)mmap(0,STK*(MAXT+1),PROT_READ|PROT_WRITE,MAP_PRIVATE|MAP_ANONYMOUS|MAP_NORESERVE,-1,0); stk=(unsigned char*)(((uintptr_t)stk+STK-1)&~(STK-1));
-    for(int i=0;i<MAXT;i++) mprotect(stk+(size_t)i*STK,4096,PROT_NONE);
     dyn=(unsigned char*)mmap(0,DYN_MAX+4096,PROT_READ|PROT_WRITE,MAP_PRIVATE|MAP_ANONYMOUS,-1,0); sh_dyn=(Cell*)mmap(0,sizeof(Cell)*(DYN_MAX/2),PROT_READ|PROT_WRITE,MAP_PRIVATE|MAP_ANONYMOUS|MAP_NORESERVE,-1,0); }
 };
 static thread_local Exec* tl_ex; struct NB { int id, n, gen; }; static thread_local NB t_nb[16];
