@@ -60,7 +60,7 @@ impl Known {
         ];
         const FORMATS: [&str; 7] = ["wav", "flac", "mp3", "opus", "aac", "m4a", "pcm"];
         let mode = ["sft", "zero-shot", "cross-lingual", "instruct"][n % 4];
-        let streams = n % 5 == 0;
+        let streams = n.is_multiple_of(5);
         let sentences = 1 + draws.below(3);
         let text: Vec<&str> = (0..sentences)
             .map(|_| SENTENCES[draws.below(SENTENCES.len())])
