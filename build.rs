@@ -57,7 +57,8 @@ fn main() {
             (Vec::new(), format!("no CUDA kernels: {why}"))
         }
     };
-    let mut table = String::from("/// The images of this build.\npub(super) const FATBINS: Images = &[\n");
+    let mut table =
+        String::from("/// The images of this build.\npub(super) const FATBINS: Images = &[\n");
     for (stem, image) in &images {
         writeln!(
             table,
