@@ -47,6 +47,14 @@ fn blocks_share(m: usize) -> bool {
     m == STREAMED[2].0
 }
 
+/// Sizes of weights; under the checks, which are slow, one of each kind.
+fn weights() -> Vec<(usize, usize)> {
+    if emulator::checking() {
+        return vec![(17, 255), (129, 264)];
+    }
+    LINEARS.into_iter().chain(ALIGNED).collect()
+}
+
 /// A tensor in the backend's activation precision.
 fn activations<B: Memory>(b: &B, n: usize, c: usize, x: &[f32]) -> Tensor<B> {
     let mut t = b.alloc(n, c).unwrap();
@@ -112,7 +120,7 @@ impl Case {
 
 #[test]
 fn linears_of_every_size() {
-    for (m, k) in LINEARS.into_iter().chain(ALIGNED) {
+    for (m, k) in weights() {
         for &n in rows() {
             let case = Case::new(n, m, k);
             agree_on_all!(format!("linear {n}x{m}x{k}"), PRODUCTS, |b| case
@@ -145,7 +153,9 @@ fn every_epilogue() {
         (3, 1024, 512),
         (20, 128, 4096),
     ];
-    for (n, m, k) in shapes {
+    // Under the checks, which are slow, every second.
+    let step = if emulator::checking() { 2 } else { 1 };
+    for (n, m, k) in shapes.into_iter().step_by(step) {
         let case = Case::new(n, m, k);
         let r = seeded(5, n * m);
         let alpha: Vec<f32> = seeded(6, m).iter().map(|v| v.abs() + 0.1).collect();
@@ -177,7 +187,7 @@ fn every_epilogue() {
 
 #[test]
 fn gated_mlps_of_every_size() {
-    for (m, k) in LINEARS.into_iter().chain(ALIGNED).chain([(520, 512)]) {
+    for (m, k) in weights().into_iter().chain([(520, 512)]) {
         for &n in rows() {
             let x = seeded(1, n * k);
             let (gate, up) = (seeded(2, m * k), seeded(3, m * k));
