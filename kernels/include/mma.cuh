@@ -6,21 +6,11 @@
 // Fragments of mma_m16n8k16_bf16 (lane = 4 g + t): a[0] = A[g][2t..], a[1] = A[g+8][2t..], a[2] = A[g][2t+8..],
 // a[3] = A[g+8][2t+8..]; b[0] = B[2t..][g], b[1] = B[2t+8..][g]; d[0..1] = D[g][2t..], d[2..3] = D[g+8][2t..].
 #pragma once
-#include <cuda_bf16.h>
-#include <stdint.h>
+#include "common.cuh"
 
 #ifndef __CUDACC__
 #include "emulator/mma.h"
 #else
-
-#ifndef DYN_SHARED
-#define DYN_SHARED(T, name)                                 \
-    extern __shared__ __align__(1024) unsigned char name##_raw[]; \
-    T* name = reinterpret_cast<T*>(name##_raw)
-#endif
-#ifndef KERNEL_EXPORT
-#define KERNEL_EXPORT(name) static_assert(true, "")
-#endif
 
 // Address of shared memory in its own window, as PTX wants it.
 __device__ __forceinline__ uint32_t smem_u32(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }

@@ -7,6 +7,12 @@
 #include "emulator/language.h"
 
 namespace emu {
+// Any address inside of the calling OS thread's copy of this module's __shared__ variables.
+__attribute__((no_sanitize("thread"))) static void* shared_probe() {
+    static thread_local char probe;
+    return &probe;
+}
+
 template <auto Kernel> struct Exported;
 template <class... A, void (*Kernel)(A...)> struct Exported<Kernel> {
     template <size_t... I>
@@ -16,7 +22,7 @@ template <class... A, void (*Kernel)(A...)> struct Exported<Kernel> {
     static void invoke(void** args) { unpack(args, std::index_sequence_for<A...>{}); }
     __attribute__((no_sanitize("thread"))) static int enlist(const char* name) {
         static const unsigned sizes[] = {(unsigned)sizeof(A)..., 0};
-        emu_register(name, &invoke, (int)sizeof...(A), sizes);
+        emu_register(name, &invoke, (int)sizeof...(A), sizes, &shared_probe);
         return 0;
     }
 };

@@ -19,7 +19,7 @@
 #define __restrict__ __restrict
 // One block at a time runs on an OS thread, so a block's shared memory is that thread's.
 #define __shared__ static thread_local
-#define DYN_SHARED(T, name) T* name = reinterpret_cast<T*>(emu::self()->dynamic_shared)
+#define DYN_SHARED(T, name) T* name = reinterpret_cast<T*>(emu::self()->block->dynamic_shared)
 
 #define EMU_VECTOR(T, N)                                                                          \
     struct __align__(sizeof(T) * 2) N##2 { T x, y; };                                             \
@@ -46,22 +46,28 @@ struct dim3 {
 };
 
 namespace emu {
-struct Thread {
-    uint3 thread_index, block_index;
+// What all threads of the running block share.
+struct BlockState {
+    uint3 block_index;
     dim3 block_dim, grid_dim;
-    unsigned lane, warp, linear;
     unsigned char* dynamic_shared;
 };
-// Every fiber's stack is STACK_BYTES long and aligned, with its Thread at the top.
-constexpr uintptr_t STACK_BYTES = 128 * 1024;
-__attribute__((always_inline)) inline Thread* self() {
-    return (Thread*)(((uintptr_t)__builtin_frame_address(0) | (STACK_BYTES - 1)) + 1 - 128);
-}
+struct Thread {
+    uint3 thread_index;
+    unsigned linear, lane, warp;
+    BlockState* block;
+};
+}  // namespace emu
+
+// The running thread lives in a register that nothing else uses (-ffixed-r15): the runtime changes it when it changes fibers.
+register emu::Thread* emu_running __asm__("r15");
+namespace emu {
+inline Thread* self() { return emu_running; }
 }  // namespace emu
 #define threadIdx (emu::self()->thread_index)
-#define blockIdx (emu::self()->block_index)
-#define blockDim (emu::self()->block_dim)
-#define gridDim (emu::self()->grid_dim)
+#define blockIdx (emu::self()->block->block_index)
+#define blockDim (emu::self()->block->block_dim)
+#define gridDim (emu::self()->block->grid_dim)
 static constexpr int warpSize = 32;
 
 extern "C" {
@@ -76,16 +82,17 @@ unsigned emu_activemask();
 long long emu_clock();
 void emu_trap();
 typedef void (*EmuInvoke)(void** args);
-void emu_register(const char* name, EmuInvoke invoke, int parameters, const unsigned* sizes);
+typedef void* (*EmuSharedProbe)();
+void emu_register(const char* name, EmuInvoke invoke, int parameters, const unsigned* sizes, EmuSharedProbe shared);
 }
 inline void __syncthreads() { emu_syncthreads(); }
 inline int __syncthreads_count(int predicate) { return emu_syncthreads_reduce(predicate, 0); }
 inline int __syncthreads_and(int predicate) { return emu_syncthreads_reduce(predicate, 1); }
 inline int __syncthreads_or(int predicate) { return emu_syncthreads_reduce(predicate, 2); }
 inline void __threadfence() { emu_fence(); }
-inline void __threadfence_block() {}
+inline void __threadfence_block() { emu_fence(); }
 inline void __threadfence_system() { emu_fence(); }
 inline void __nanosleep(unsigned) { emu_yield(); }
 inline long long clock64() { return emu_clock(); }
 inline void __trap() { emu_trap(); }
-inline size_t __cvta_generic_to_shared(const void* p) { return (size_t)((const unsigned char*)p - emu::self()->dynamic_shared); }
+inline size_t __cvta_generic_to_shared(const void* p) { return (size_t)((const unsigned char*)p - emu::self()->block->dynamic_shared); }

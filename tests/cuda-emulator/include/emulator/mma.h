@@ -6,6 +6,7 @@ extern "C" {
 void emu_cp_async(void* shared, const void* global, int bytes, int source_bytes);
 void emu_cp_async_commit();
 void emu_cp_async_wait(int groups_in_flight);
+void emu_pdl_wait();
 }
 
 namespace emu {
@@ -79,6 +80,6 @@ inline float fast_exp2(float x) { return exp2f(x); }
 inline void named_barrier_sync(int id, int threads) { emu_barrier(id, threads, 1); }
 inline void named_barrier_arrive(int id, int threads) { emu_barrier(id, threads, 0); }
 
-// A launch is whole before its successor starts, so both are no-ops.
-inline void pdl_wait() {}
+// A launch is whole before its successor starts; the checks want the wait all the same.
+inline void pdl_wait() { emu_pdl_wait(); }
 inline void pdl_launch_dependents() {}
