@@ -30,6 +30,14 @@ pub(crate) enum Copies {
     Random = 2,
 }
 
+/// When enqueued work runs: at the call, or at the next host wait in a random order that respects only streams and events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub(crate) enum Streams {
+    Eager = 0,
+    Deferred = 1,
+}
+
 static DRIVER: OnceLock<Result<Option<Library>, String>> = OnceLock::new();
 
 /// True if the tests are to use the machine's own driver.
@@ -177,6 +185,17 @@ pub(crate) fn memory(bytes: usize) {
         let f: Symbol<unsafe extern "C" fn(usize)> = unsafe { library.get(b"emu_memory")? };
         // SAFETY: takes a plain number.
         unsafe { f(bytes) };
+        Ok(())
+    });
+}
+
+/// Sets when enqueued work runs.
+pub(crate) fn streams(mode: Streams, seed: u64) {
+    call("emu_streams", |library| {
+        // SAFETY: the signature is that of tests/cuda-emulator/runtime.
+        let f: Symbol<unsafe extern "C" fn(i32, u64)> = unsafe { library.get(b"emu_streams")? };
+        // SAFETY: takes plain numbers.
+        unsafe { f(mode as i32, seed) };
         Ok(())
     });
 }

@@ -147,7 +147,7 @@ void pass_baton() {
 
 bool run_grid(Launch& launch) {
     watch_faults();
-    static uint32_t launches = 0;
+    static uint32_t launches = 1;  // 0 is "never", also to the launch after it
     launch.number = ++launches;
     const unsigned blocks = launch.grid.x * launch.grid.y * launch.grid.z;
     if (CHECKING) forget_atomic_order();

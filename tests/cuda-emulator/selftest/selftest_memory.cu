@@ -8,11 +8,10 @@ extern "C" __global__ void selftest_copy(const __grid_constant__ SelfTest p) {
     const float* x = pointer<const float>(p.x);
     float* y = pointer<float>(p.y);
     const int i = blockIdx.x * 64 + threadIdx.x;
-    const int last = p.bug == 1 ? p.n : p.n - 1;                          // 1: reads x[n]
-    if (p.bug != 2 || threadIdx.x) stage[threadIdx.x] = x[min(i, last)];  // 2: stage[0] is never written
+    const int from = p.bug == 1 ? i + 192 : min(i, p.n - 1);         // 1: reads past x, which has 256 values
+    if (p.bug != 2 || threadIdx.x) stage[threadIdx.x] = x[from];     // 2: stage[0] is never written
     __syncthreads();
-    const int index = p.bug == 3 ? i : min(i, p.n - 1);                   // 3: writes past y
-    y[index < p.n || p.bug == 3 ? index : 0] = stage[threadIdx.x];
+    if (i < p.n || p.bug == 3) y[i] = stage[threadIdx.x];            // 3: writes past y
 }
 KERNEL_EXPORT(selftest_copy);
 
