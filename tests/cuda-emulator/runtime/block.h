@@ -82,9 +82,10 @@ struct MBarrier {
 };
 static_assert(sizeof(MBarrier) == 8);
 
+// The map is a copy: the issuing thread, whose parameters it came from, may have ended before the tile lands.
 struct TileLoad {
     unsigned char* shared;
-    const TensorMap* map;
+    TensorMap map;
     MBarrier* barrier;
     int x, y, z;
     const void* site;

@@ -68,7 +68,7 @@ void check_tile(Worker& w, const TensorMap& m, const void* shared, const void* s
 }
 
 void land(Worker& w, const TileLoad& load) {
-    const TensorMap& m = *load.map;
+    const TensorMap& m = load.map;
     const auto offset = (uint32_t)(load.shared - w.dynamic.begin);
     each_run(m, load.x, load.y, load.z, [&](const unsigned char* global, uint32_t at, uint32_t bytes) {
         unsigned char* to = w.dynamic.begin + swizzled(offset + at, m.swizzle);
@@ -173,7 +173,7 @@ void emu_tma_load(void* shared, const void* map, void* bar, int x, int y, int z)
         mbarrier_slot(w, bar);
     }
     memset(shared, 0xff, tile_bytes(m));  // who does not wait sees NaN
-    w.loads.push_back({(unsigned char*)shared, &m, &b, x, y, z, site});
+    w.loads.push_back({(unsigned char*)shared, m, &b, x, y, z, site});
     if (settings.copies == Copies::EAGER || (settings.copies == Copies::RANDOM && w.draw() & 1)) {
         const TileLoad load = w.loads.back();
         w.loads.pop_back();
