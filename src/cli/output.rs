@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use crate::audio::encode::set_wav_lengths;
+
 /// A file being written beside its place, moved there by [`Output::finish`].
 pub(super) enum Output {
     File {
@@ -30,6 +32,15 @@ impl Output {
             partial,
             writer: BufWriter::new(file),
         })
+    }
+
+    /// Writes the lengths into the header of a wav file that was streamed. Nothing to do for standard output, which cannot go back.
+    pub(super) fn set_wav_lengths(&mut self) -> io::Result<()> {
+        self.flush()?;
+        match self {
+            Self::File { writer, .. } => set_wav_lengths(writer.get_mut()),
+            Self::Stdout(_) => Ok(()),
+        }
     }
 
     /// Puts the finished file in its place.

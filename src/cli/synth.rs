@@ -141,11 +141,15 @@ fn write_audio(
                 }
             }
             Event::Done(summary) => {
+                let streamed = stream.is_some();
                 let rest = match stream {
                     Some(encoder) => encoder.finish()?,
                     None => encode(format, &whole, rate_hz)?,
                 };
                 output.write_all(&rest)?;
+                if streamed && format == Format::Wav {
+                    output.set_wav_lengths()?;
+                }
                 output.finish()?;
                 return Ok(summary);
             }

@@ -4,7 +4,7 @@ use cudarc::driver::{CudaContext, DriverError, result, sys};
 
 use super::device::driver_error;
 use super::images::{BUILD_INFO, FATBINS};
-use crate::backend::Result;
+use crate::backend::{BackendError, Result};
 
 /// Oldest architecture that the kernels are compiled for.
 const OLDEST: (i32, i32) = (8, 0);
@@ -96,9 +96,18 @@ pub fn usable() -> std::result::Result<usize, String> {
 /// # Errors
 /// A device that cannot be opened.
 pub fn free_bytes(ordinals: &[usize]) -> Result<u64> {
+    let driver = probe();
     let mut least = u64::MAX;
     for &ordinal in ordinals {
         let name = format!("cuda:{ordinal}");
+        // Without a driver the binding would panic.
+        if let Err(why) = &driver {
+            return Err(BackendError::Driver {
+                device: name,
+                op: "opening the device",
+                message: why.clone(),
+            });
+        }
         let asked = CudaContext::new(ordinal).and_then(|c| c.mem_get_info());
         let (free, _) = asked.map_err(|e| driver_error(&name, "opening the device", e))?;
         least = least.min(free as u64);

@@ -51,7 +51,10 @@ impl Collector for Batches {
         let help = "Sequences of a batch, by stage";
         let mut metric =
             encoder.encode_descriptor("batch_size", help, None, MetricType::Histogram)?;
-        let bounds = BATCH_BOUNDS.iter().map(|&b| b as f64).chain([f64::INFINITY]);
+        let bounds = BATCH_BOUNDS
+            .iter()
+            .map(|&b| b as f64)
+            .chain([f64::INFINITY]);
         for (stage, sizes) in ["llm", "flow", "vocoder"].into_iter().zip(stages.iter()) {
             let buckets: Vec<(f64, u64)> = bounds.clone().zip(sizes.classes).collect();
             let batches = sizes.classes.iter().sum();

@@ -12,7 +12,7 @@ mod wav;
 
 use super::AudioError;
 
-pub use wav::{STREAM_HEADER_BYTES, stream_header};
+pub use wav::{STREAM_HEADER_BYTES, set_lengths as set_wav_lengths, stream_header};
 
 /// A format of synthesised audio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

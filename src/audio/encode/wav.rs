@@ -25,6 +25,22 @@ pub(super) fn encode(samples: &[f32], rate_hz: u32) -> Result<Vec<u8>, AudioErro
     Ok(out.into_inner())
 }
 
+/// Writes the lengths that [`stream_header`] had to leave open, once the file is complete. Leaves the position at its end.
+///
+/// # Errors
+/// What the file reports.
+pub fn set_lengths(file: &mut (impl std::io::Write + std::io::Seek)) -> std::io::Result<()> {
+    use std::io::SeekFrom;
+    const RIFF_BEGINS: u64 = 8;
+    let length = file.seek(SeekFrom::End(0))?;
+    for (at, before) in [(4, RIFF_BEGINS), (40, STREAM_HEADER_BYTES as u64)] {
+        let rest = u32::try_from(length.saturating_sub(before)).unwrap_or(u32::MAX);
+        file.seek(SeekFrom::Start(at))?;
+        file.write_all(&rest.to_le_bytes())?;
+    }
+    file.seek(SeekFrom::End(0)).map(|_| ())
+}
+
 /// The header of a 16-bit mono file whose length is not known yet: both sizes are the largest number, which players take
 /// as "until the end".
 pub fn stream_header(rate_hz: u32) -> [u8; STREAM_HEADER_BYTES] {
