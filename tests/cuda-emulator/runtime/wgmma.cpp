@@ -133,8 +133,11 @@ WgmmaOperation& new_operation(Worker& w) {
 }  // namespace
 
 void reset_warpgroups(Worker& w) {
-    for (unsigned i = 0; i < (w.threads + 127) / 128; ++i) {
+    const unsigned used = (w.threads + 127) / 128;
+    for (unsigned i = 0; i < MAX_WARPGROUPS; ++i) {
         Warpgroup& g = w.warpgroups[i];
+        // A larger block that failed may have left operations in groups that this one does not have.
+        if (i >= used && g.queue.empty()) continue;
         w.spare_operations.insert(w.spare_operations.end(), g.queue.begin(), g.queue.end());
         g.queue.clear();
         memset(g.issued, 0, sizeof g.issued);
