@@ -1,7 +1,7 @@
 //! The CUDA backend: our kernels, launched through the driver alone.
 //!
 //! Nothing of CUDA is linked. The driver is opened at run time; the kernels are images that the build script embeds
-//! ([`images`]). A backend owns one device: a context, a stream on which everything is ordered, and the kernels' table.
+//! (`images`). A backend owns one device: a context, a stream on which everything is ordered, and the kernels' table.
 //! It is tested against the CPU backend, op by op.
 //!
 //! # Precision
