@@ -1,6 +1,6 @@
 // Convolutions over the rows of each segment, channels last, as products that read shifted rows; nothing is unfolded.
 //
-// conv_mma is the implicit product on tensor cores. A block makes BM rows of one segment by BN columns. For 32 channels at a time it keeps
+// conv_mma is the implicit product on tensor cores, of bf16 or (the vocoder's) f16 operands. A block makes BM rows of one segment by BN columns. For 32 channels at a time it keeps
 // a tile of input rows, halo included, that all taps read at their own row; so the activation before the convolution is computed once per value
 // and not once per tap. Weights pass through a ring of cp.async stages, one tap of one chunk of channels each.
 //
@@ -36,8 +36,10 @@ constexpr int STAGES = 4;
 // 16-byte units of a row of a chunk.
 constexpr int UNITS = CONV_CHUNK / 8;
 
-template <int BM_, int BN_, int WARPS_M_, int WARPS_N_>
+// A block's tile, and the 16-bit type of its operands.
+template <class T_, int BM_, int BN_, int WARPS_M_, int WARPS_N_>
 struct ConvTile {
+    using T = T_;
     static constexpr int BM = BM_, BN = BN_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_;
     static constexpr int THREADS = WARPS_M * WARPS_N * WARP;
     // 16 x 8 products of a warp.
@@ -64,12 +66,7 @@ struct Snake {
     }
 };
 
-union Unit {
-    uint4 bits;
-    bf16 values[8];
-};
-
-// `sin² x` to 1e-6, which bf16 does not tell from the exact one: reduced to ±π/2, the special function unit does the rest.
+// `sin² x` to 1e-6, which 16-bit values do not tell from the exact one: reduced to ±π/2, the special function unit does the rest.
 __device__ __forceinline__ float sin_squared_unit(float x) {
     const float n = fmaf(x, 0.318309886f, 12582912.0f) - 12582912.0f;
     const float s = __sinf(less_half_turns(x, n));
@@ -77,13 +74,13 @@ __device__ __forceinline__ float sin_squared_unit(float x) {
 }
 
 // The activation before the convolution, of the eight channels from `channel`, which `at` holds.
-__device__ __forceinline__ void activate_unit(const ConvParams& p, const Snake& snake, int channel, bf16* at) {
+template <class T>
+__device__ __forceinline__ void activate_unit(const ConvParams& p, const Snake& snake, int channel, T* at) {
     if (p.pre.kind == ACT_SNAKE || p.pre.kind == ACT_LEAKY_RELU) {
-        Unit u;
+        Unit<T> u;
         u.bits = *reinterpret_cast<const uint4*>(at);
         float v[8];
-#pragma unroll
-        for (int j = 0; j < 8; j++) v[j] = __bfloat162float(u.values[j]);
+        u.widen(v);
         if (p.pre.kind == ACT_SNAKE) {
 #pragma unroll
             for (int j = 0; j < 8; j++) v[j] = fmaf(sin_squared_unit(snake.alpha[j] * v[j]), snake.inverse[j], v[j]);
@@ -91,36 +88,36 @@ __device__ __forceinline__ void activate_unit(const ConvParams& p, const Snake& 
 #pragma unroll
             for (int j = 0; j < 8; j++) v[j] = v[j] > 0.0f ? v[j] : p.pre.slope * v[j];
         }
-#pragma unroll
-        for (int j = 0; j < 8; j++) u.values[j] = __float2bfloat16(v[j]);
+        u.round(v);
         *reinterpret_cast<uint4*>(at) = u.bits;
     } else if (p.pre.kind != ACT_NONE) {
 #pragma unroll 1
         for (int j = 0; j < 8 && channel + j < p.x.cols; j++) {
-            at[j] = __float2bfloat16(activate(p.pre, __bfloat162float(at[j]), channel + j));
+            at[j] = Narrow<T>::round(activate(p.pre, Narrow<T>::widen(at[j]), channel + j));
         }
     }
 }
 
-// Eight values of the input from `channel` as bf16, zeros past the last; of any dtype and alignment.
+// Eight values of the input from `channel`, zeros past the last; of any dtype and alignment.
+template <class T>
 __device__ __forceinline__ uint4 gather_unit(const Mat& x, int row, int channel) {
-    Unit u;
+    Unit<T> u;
+    float v[8];
     const size_t at = size_t(row) * x.cols + channel;
     if (x.cols % 8 == 0) {
-        float v[8];
         load8(x, at, v);
-#pragma unroll
-        for (int j = 0; j < 8; j++) u.values[j] = __float2bfloat16(v[j]);
     } else {
 #pragma unroll
-        for (int j = 0; j < 8; j++) u.values[j] = __float2bfloat16(channel + j < x.cols ? load1(x, at + j) : 0.0f);
+        for (int j = 0; j < 8; j++) v[j] = channel + j < x.cols ? load1(x, at + j) : 0.0f;
     }
+    u.round(v);
     return u.bits;
 }
 
 // The input tile of a block. A thread always has the same unit of its rows.
 template <class Tile>
 struct InputTile {
+    using T = typename Tile::T;
     const ConvParams& p;
     const Part& part;
     const int m0, unit;
@@ -128,29 +125,29 @@ struct InputTile {
     const bool async;
 
     __device__ __forceinline__ InputTile(const ConvParams& p_, const Part& part_, int m0_)
-        : p(p_), part(part_), m0(m0_), unit(threadIdx.x % UNITS), async(p_.x.dtype == DTYPE_BF16 && p_.x.cols % 8 == 0) {}
+        : p(p_), part(part_), m0(m0_), unit(threadIdx.x % UNITS), async(p_.x.dtype == Narrow<T>::DTYPE && p_.x.cols % 8 == 0) {}
 
     // Asks for the tile of a chunk of channels (and of one tap, where it does not serve all).
-    __device__ __forceinline__ void fill(int chunk, int tap, bf16* tile) const {
+    __device__ __forceinline__ void fill(int chunk, int tap, T* tile) const {
         const int channel = chunk * CONV_CHUNK + unit * 8, step = p.windowed ? 1 : p.stride;
         const int first = m0 * p.stride + part.base + (p.windowed ? 0 : tap * p.dilation);
-        const bf16* data = pointer<const bf16>(p.x.data);
+        const T* data = pointer<const T>(p.x.data);
         for (int r = threadIdx.x / UNITS; r < p.tile_rows; r += Tile::THREADS / UNITS) {
             const int row = source_row(first + r * step, part.rows, p.reflect);
             const bool valid = row >= 0 && channel < p.x.cols;
-            bf16* to = &tile[unit_at(r, unit)];
+            T* to = &tile[unit_at(r, unit)];
             if (async) {
                 const size_t at = valid ? size_t(part.start + row) * p.x.cols + channel : 0;
                 cp_async16(to, data + at, valid ? 16 : 0);
             } else {
                 const uint4 zeros = make_uint4(0, 0, 0, 0);
-                *reinterpret_cast<uint4*>(to) = valid ? gather_unit(p.x, part.start + row, channel) : zeros;
+                *reinterpret_cast<uint4*>(to) = valid ? gather_unit<T>(p.x, part.start + row, channel) : zeros;
             }
         }
     }
 
     // Activates the values that this thread asked for, once they are there.
-    __device__ __forceinline__ void activate(int chunk, bf16* tile) const {
+    __device__ __forceinline__ void activate(int chunk, T* tile) const {
         if (p.pre.kind == ACT_NONE) return;
         const int channel = chunk * CONV_CHUNK + unit * 8;
         const Snake snake(p, channel);
@@ -162,8 +159,9 @@ struct InputTile {
 
 // Asks for the weights of one step.
 template <class Tile>
-__device__ __forceinline__ void load_weights(const ConvParams& p, const bf16* weights, int step, int col0, bf16* stage) {
-    const bf16* from = weights + (size_t(step) * p.columns + col0) * CONV_CHUNK;
+__device__ __forceinline__ void load_weights(const ConvParams& p, const typename Tile::T* weights, int step, int col0,
+                                             typename Tile::T* stage) {
+    const typename Tile::T* from = weights + (size_t(step) * p.columns + col0) * CONV_CHUNK;
 #pragma unroll
     for (int i = threadIdx.x; i < Tile::BN * UNITS; i += Tile::THREADS) {
         cp_async16(&stage[unit_at(i / UNITS, i % UNITS)], from + size_t(i) * 8);
@@ -172,7 +170,8 @@ __device__ __forceinline__ void load_weights(const ConvParams& p, const bf16* we
 
 // sum += rows from `shift` of the input tile times the weights of one step.
 template <class Tile>
-__device__ __forceinline__ void multiply(const bf16* input, int shift, const bf16* weights, float (&sum)[Tile::MI][Tile::NI][4]) {
+__device__ __forceinline__ void multiply(const typename Tile::T* input, int shift, const typename Tile::T* weights,
+                                         float (&sum)[Tile::MI][Tile::NI][4]) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int a_row = shift + warp / Tile::WARPS_N * Tile::MI * 16 + lane % 16;
     const int b_row = warp % Tile::WARPS_N * Tile::NI * 8 + lane / 16 * 8 + lane % 8;
@@ -190,7 +189,7 @@ __device__ __forceinline__ void multiply(const bf16* input, int shift, const bf1
 #pragma unroll
         for (int i = 0; i < Tile::MI; i++) {
 #pragma unroll
-            for (int j = 0; j < Tile::NI; j++) mma_m16n8k16_bf16(sum[i][j], a[i], b[j]);
+            for (int j = 0; j < Tile::NI; j++) mma_m16n8k16<typename Tile::T>(sum[i][j], a[i], b[j]);
         }
     }
 }
@@ -250,16 +249,17 @@ __device__ __forceinline__ void store_sums(const ConvParams& p, const Part& part
 
 template <class Tile>
 __device__ __forceinline__ void conv_tile(const ConvParams& p) {
+    using T = typename Tile::T;
     const int column_tiles = p.columns / Tile::BN;
     const Part part(p, blockIdx.y / column_tiles);
     const int m0 = blockIdx.x * Tile::BM, col0 = blockIdx.y % column_tiles * Tile::BN;
     if (m0 >= part.count) return;
-    DYN_SHARED(bf16, shared);
+    DYN_SHARED(T, shared);
     const int chunks = (p.x.cols + CONV_CHUNK - 1) / CONV_CHUNK, steps = chunks * p.taps;
     // Steps that read one input tile. There are two of them, if there is more than one to read.
     const int inner = p.windowed ? p.taps : 1, tile = p.tile_rows * CONV_CHUNK;
-    bf16* ring = shared + tile * (steps > inner ? 2 : 1);
-    const bf16* weights = pointer<const bf16>(p.weights) + size_t(part.phase) * steps * p.columns * CONV_CHUNK;
+    T* ring = shared + tile * (steps > inner ? 2 : 1);
+    const T* weights = pointer<const T>(p.weights) + size_t(part.phase) * steps * p.columns * CONV_CHUNK;
     const InputTile<Tile> input(p, part, m0);
     float sum[Tile::MI][Tile::NI][4] = {};
     input.fill(0, 0, shared);
@@ -268,7 +268,7 @@ __device__ __forceinline__ void conv_tile(const ConvParams& p) {
         cp_async_commit();
     }
     for (int step = 0, group = 0, tap = 0; step < steps; step++) {
-        bf16* current = shared + (group & 1) * tile;
+        T* current = shared + (group & 1) * tile;
         if (tap == 0 && inner < STAGES - 1) {
             // The tile was asked for with the weights of a later step.
             cp_async_wait<0>();
@@ -292,19 +292,34 @@ __device__ __forceinline__ void conv_tile(const ConvParams& p) {
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) conv_mma_128x128(const __grid_constant__ ConvParams p) {
-    conv_tile<ConvTile<128, 128, 4, 2>>(p);
+    conv_tile<ConvTile<bf16, 128, 128, 4, 2>>(p);
 }
 KERNEL_EXPORT(conv_mma_128x128);
 
 extern "C" __global__ void __launch_bounds__(256, 2) conv_mma_128x64(const __grid_constant__ ConvParams p) {
-    conv_tile<ConvTile<128, 64, 4, 2>>(p);
+    conv_tile<ConvTile<bf16, 128, 64, 4, 2>>(p);
 }
 KERNEL_EXPORT(conv_mma_128x64);
 
 extern "C" __global__ void __launch_bounds__(128, 4) conv_mma_64x64(const __grid_constant__ ConvParams p) {
-    conv_tile<ConvTile<64, 64, 2, 2>>(p);
+    conv_tile<ConvTile<bf16, 64, 64, 2, 2>>(p);
 }
 KERNEL_EXPORT(conv_mma_64x64);
+
+extern "C" __global__ void __launch_bounds__(256, 2) conv_mma_128x128_f16(const __grid_constant__ ConvParams p) {
+    conv_tile<ConvTile<__half, 128, 128, 4, 2>>(p);
+}
+KERNEL_EXPORT(conv_mma_128x128_f16);
+
+extern "C" __global__ void __launch_bounds__(256, 2) conv_mma_128x64_f16(const __grid_constant__ ConvParams p) {
+    conv_tile<ConvTile<__half, 128, 64, 4, 2>>(p);
+}
+KERNEL_EXPORT(conv_mma_128x64_f16);
+
+extern "C" __global__ void __launch_bounds__(128, 4) conv_mma_64x64_f16(const __grid_constant__ ConvParams p) {
+    conv_tile<ConvTile<__half, 64, 64, 2, 2>>(p);
+}
+KERNEL_EXPORT(conv_mma_64x64_f16);
 
 // ---- plain tiles -----------------------------------------------------------------------------------------------------
 

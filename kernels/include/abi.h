@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 /* How the values of a Mat are stored. */
-enum Dtype { DTYPE_F32 = 0, DTYPE_BF16 = 1 };
+enum Dtype { DTYPE_F32 = 0, DTYPE_BF16 = 1, DTYPE_F16 = 2 };
 
 /* A row-major matrix [rows, cols] without gaps. `data` is 0 where an optional operand is absent. */
 typedef struct Mat {

@@ -1,8 +1,9 @@
-// What every kernel needs: loads and stores of either dtype, activations, epilogues, reductions over warps and blocks.
+// What every kernel needs: loads and stores of any dtype, activations, epilogues, reductions over warps and blocks.
 #pragma once
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 // Makes a kernel known to the emulator; nothing to do on a device.
 #define KERNEL_EXPORT(name)
 // Dynamic shared memory of the block, as `T* name`.
@@ -30,14 +31,47 @@ __device__ __forceinline__ const int* ids(uint64_t address) { return pointer<con
 
 // ---- values of a Mat -------------------------------------------------------------------------------------------------
 
+// The 16-bit types: their code in a Mat, and conversions. f16 saturates: an infinity would silence everything after it.
+template <class T> struct Narrow;
+template <> struct Narrow<bf16> {
+    static constexpr int DTYPE = DTYPE_BF16;
+    static __device__ __forceinline__ float widen(bf16 v) { return __bfloat162float(v); }
+    static __device__ __forceinline__ bf16 round(float v) { return __float2bfloat16(v); }
+};
+template <> struct Narrow<__half> {
+    static constexpr int DTYPE = DTYPE_F16;
+    static __device__ __forceinline__ float widen(__half v) { return __half2float(v); }
+    static __device__ __forceinline__ __half round(float v) { return __float2half(fminf(fmaxf(v, -65504.0f), 65504.0f)); }
+};
+
+// Eight 16-bit values as they are loaded and stored.
+template <class T>
+union Unit {
+    uint4 bits;
+    T values[8];
+
+    __device__ __forceinline__ void widen(float (&v)[8]) const {
+#pragma unroll
+        for (int j = 0; j < 8; j++) v[j] = Narrow<T>::widen(values[j]);
+    }
+    __device__ __forceinline__ void round(const float (&v)[8]) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) values[j] = Narrow<T>::round(v[j]);
+    }
+};
+
 // Value `i` of a buffer of the given dtype.
 __device__ __forceinline__ float load1(uint64_t data, int dtype, size_t i) {
-    return dtype == DTYPE_BF16 ? __bfloat162float(pointer<const bf16>(data)[i]) : pointer<const float>(data)[i];
+    if (dtype == DTYPE_BF16) return __bfloat162float(pointer<const bf16>(data)[i]);
+    if (dtype == DTYPE_F16) return __half2float(pointer<const __half>(data)[i]);
+    return pointer<const float>(data)[i];
 }
 
 __device__ __forceinline__ void store1(uint64_t data, int dtype, size_t i, float value) {
     if (dtype == DTYPE_BF16) {
-        pointer<bf16>(data)[i] = __float2bfloat16(value);
+        pointer<bf16>(data)[i] = Narrow<bf16>::round(value);
+    } else if (dtype == DTYPE_F16) {
+        pointer<__half>(data)[i] = Narrow<__half>::round(value);
     } else {
         pointer<float>(data)[i] = value;
     }
@@ -46,16 +80,26 @@ __device__ __forceinline__ void store1(uint64_t data, int dtype, size_t i, float
 __device__ __forceinline__ float load1(const Mat& m, size_t i) { return load1(m.data, m.dtype, i); }
 __device__ __forceinline__ void store1(const Mat& m, size_t i, float value) { store1(m.data, m.dtype, i, value); }
 
+template <class T>
+__device__ __forceinline__ void load8_narrow(const Mat& m, size_t i, float (&v)[8]) {
+    Unit<T> u;
+    u.bits = *reinterpret_cast<const uint4*>(pointer<const T>(m.data) + i);
+    u.widen(v);
+}
+
+template <class T>
+__device__ __forceinline__ void store8_narrow(const Mat& m, size_t i, const float (&v)[8]) {
+    Unit<T> u;
+    u.round(v);
+    *reinterpret_cast<uint4*>(pointer<T>(m.data) + i) = u.bits;
+}
+
 // Eight values from `i`, which is a multiple of eight (16-byte accesses).
 __device__ __forceinline__ void load8(const Mat& m, size_t i, float (&v)[8]) {
     if (m.dtype == DTYPE_BF16) {
-        union {
-            uint4 bits;
-            bf16 values[8];
-        } u;
-        u.bits = *reinterpret_cast<const uint4*>(pointer<const bf16>(m.data) + i);
-#pragma unroll
-        for (int j = 0; j < 8; j++) v[j] = __bfloat162float(u.values[j]);
+        load8_narrow<bf16>(m, i, v);
+    } else if (m.dtype == DTYPE_F16) {
+        load8_narrow<__half>(m, i, v);
     } else {
         const float4* p = reinterpret_cast<const float4*>(pointer<const float>(m.data) + i);
         const float4 a = p[0], b = p[1];
@@ -66,13 +110,9 @@ __device__ __forceinline__ void load8(const Mat& m, size_t i, float (&v)[8]) {
 
 __device__ __forceinline__ void store8(const Mat& m, size_t i, const float (&v)[8]) {
     if (m.dtype == DTYPE_BF16) {
-        union {
-            uint4 bits;
-            bf16 values[8];
-        } u;
-#pragma unroll
-        for (int j = 0; j < 8; j++) u.values[j] = __float2bfloat16(v[j]);
-        *reinterpret_cast<uint4*>(pointer<bf16>(m.data) + i) = u.bits;
+        store8_narrow<bf16>(m, i, v);
+    } else if (m.dtype == DTYPE_F16) {
+        store8_narrow<__half>(m, i, v);
     } else {
         float4* p = reinterpret_cast<float4*>(pointer<float>(m.data) + i);
         p[0] = make_float4(v[0], v[1], v[2], v[3]);

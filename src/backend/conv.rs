@@ -54,6 +54,17 @@ impl ConvGeom {
     }
 }
 
+/// How exactly a convolution is computed, where a device has a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fidelity {
+    /// In the device's usual precision.
+    Usual,
+    /// With eleven significant bits at least: the vocoder's, whose rounding errors are heard as noise.
+    Signal,
+    /// Activations kept in f32 and sums in f64: for f0, whose rounding errors the source's phase multiplies by thousands. Without groups.
+    Exact,
+}
+
 /// Convolution ops. `pre` is applied to the input as it is read (padding stays zero: every `pre` here maps 0 to 0).
 pub trait Conv: Memory {
     /// A packed convolution.
@@ -67,13 +78,10 @@ pub trait Conv: Memory {
         w: &Weight<'_>,
         bias: Option<&Weight<'_>>,
         groups: usize,
+        fidelity: Fidelity,
     ) -> Result<Self::Conv1d>;
 
-    /// Packs a convolution without groups whose sums are accumulated in f64, activations kept in f32: for f0, whose rounding errors the
-    /// source's phase multiplies by thousands.
-    fn pack_conv1d_exact(&self, w: &Weight<'_>, bias: Option<&Weight<'_>>) -> Result<Self::Conv1d>;
-
-    /// Packs a PyTorch `ConvTranspose1d`: `w [Ci, Co, k]`, `bias [Co]`, with its stride and padding.
+    /// Packs a PyTorch `ConvTranspose1d`: `w [Ci, Co, k]`, `bias [Co]`, with its stride and padding, computed as [`Fidelity::Signal`].
     fn pack_conv_transpose1d(
         &self,
         w: &Weight<'_>,

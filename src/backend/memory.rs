@@ -31,6 +31,11 @@ pub trait Memory: Sized {
         self.alloc(rows, cols)
     }
 
+    /// A zeroed tensor of the vocoder's activations: eleven significant bits at least, since their rounding is heard as noise.
+    fn alloc_signal(&self, rows: usize, cols: usize) -> Result<Tensor<Self>> {
+        self.alloc(rows, cols)
+    }
+
     /// Gives `t` a new shape; its values are undefined afterwards. Allocates only when the buffer is too small.
     fn resize(&self, t: &mut Tensor<Self>, rows: usize, cols: usize) -> Result<()>;
 

@@ -26,7 +26,7 @@ pub mod vocoder;
 pub mod weight;
 
 pub use attention::{Attention, AttnPlan, KvShape, Mask, Masks, PlanSequence, RelPos};
-pub use conv::{Conv, ConvGeom, Padding};
+pub use conv::{Conv, ConvGeom, Fidelity, Padding};
 pub use dense::{Act, Dense, Epilogue};
 pub use flow::Flow;
 pub use memory::Memory;

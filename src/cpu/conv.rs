@@ -8,7 +8,7 @@ use super::exact::ExactConv;
 use super::gemm::{self, Input, Output, Panels, Row, Span, WIDTH, Weights};
 use super::reference::conv::source_row;
 use super::{Activation, Buffer, Cpu, Store, WeightPrecision, check_shape, rows};
-use crate::backend::{Act, Conv, ConvGeom, Epilogue, Padding, Result, Weight};
+use crate::backend::{Act, Conv, ConvGeom, Epilogue, Fidelity, Padding, Result, Weight};
 use crate::tensor::{Segments, Tensor};
 
 /// How a convolution's weights are kept.
@@ -75,10 +75,21 @@ impl Conv for Cpu {
         w: &Weight<'_>,
         bias: Option<&Weight<'_>>,
         groups: usize,
+        fidelity: Fidelity,
     ) -> Result<CpuConv1d> {
         check_shape!("pack_conv1d", w.shape.len(), 3);
         let (co, cig, taps) = (w.shape[0], w.shape[1], w.shape[2]);
         check_shape!("pack_conv1d", co % groups, 0);
+        if fidelity == Fidelity::Exact {
+            check_shape!("pack_conv1d", groups, 1);
+            let bias = bias.map(|b| b.to_f32().into_owned());
+            return Ok(CpuConv1d {
+                kernel: Kernel::Exact(ExactConv::new(&w.to_f32(), co, cig, bias.as_deref())),
+                ci: cig,
+                co,
+                taps,
+            });
+        }
         let bias = bias_or_zeros("pack_conv1d", bias, co);
         let values = w.to_f32();
         let kernel = if groups > 1 && cig == 1 && co == groups {
@@ -104,18 +115,6 @@ impl Conv for Cpu {
         Ok(CpuConv1d {
             kernel,
             ci: cig * groups,
-            co,
-            taps,
-        })
-    }
-
-    fn pack_conv1d_exact(&self, w: &Weight<'_>, bias: Option<&Weight<'_>>) -> Result<CpuConv1d> {
-        check_shape!("pack_conv1d_exact", w.shape.len(), 3);
-        let (co, ci, taps) = (w.shape[0], w.shape[1], w.shape[2]);
-        let bias = bias.map(|b| b.to_f32().into_owned());
-        Ok(CpuConv1d {
-            kernel: Kernel::Exact(ExactConv::new(&w.to_f32(), co, ci, bias.as_deref())),
-            ci,
             co,
             taps,
         })

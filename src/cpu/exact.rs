@@ -1,6 +1,6 @@
 //! Convolution with sums in f64. Products of two f32 are exact there, so the result does not depend on how multiply-adds are compiled.
 //!
-//! In: `x [T, Ci]`. Out: `[T', Co]`, without epilogue. See [`Conv::pack_conv1d_exact`](crate::backend::Conv::pack_conv1d_exact).
+//! In: `x [T, Ci]`. Out: `[T', Co]`, without epilogue. See [`Fidelity::Exact`](crate::backend::Fidelity::Exact).
 
 use super::Isa;
 use super::isa::per_isa;

@@ -6,6 +6,7 @@ pub const HOPPER_SMALL_SHARED: u32 = 110704;
 pub const EMBED_TABLES: u32 = 4;
 pub const DTYPE_F32: Dtype = 0;
 pub const DTYPE_BF16: Dtype = 1;
+pub const DTYPE_F16: Dtype = 2;
 pub type Dtype = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

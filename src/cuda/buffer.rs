@@ -15,6 +15,7 @@ use crate::tensor::{Ids, Tensor};
 pub enum Dtype {
     F32,
     Bf16,
+    F16,
 }
 
 impl Dtype {
@@ -22,7 +23,7 @@ impl Dtype {
     pub fn bytes(self) -> usize {
         match self {
             Dtype::F32 => 4,
-            Dtype::Bf16 => 2,
+            Dtype::Bf16 | Dtype::F16 => 2,
         }
     }
 
@@ -30,6 +31,7 @@ impl Dtype {
         match self {
             Dtype::F32 => abi::DTYPE_F32 as i32,
             Dtype::Bf16 => abi::DTYPE_BF16 as i32,
+            Dtype::F16 => abi::DTYPE_F16 as i32,
         }
     }
 }

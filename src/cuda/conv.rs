@@ -4,8 +4,11 @@ use super::abi;
 use super::buffer::Bytes;
 use super::epilogue::{epilogue_params, optional_act};
 use super::launch::{Kernel, Shape};
+use super::memory::saturated;
 use super::{Cuda, Precision};
-use crate::backend::{Act, Conv, ConvGeom, Epilogue, Padding, Result, Weight, check_shape};
+use crate::backend::{
+    Act, Conv, ConvGeom, Epilogue, Fidelity, Padding, Result, Weight, check_shape,
+};
 use crate::tensor::{Segments, Tensor};
 
 const F32: Kernel = Kernel::new("conv", "conv_f32");
@@ -22,9 +25,10 @@ const STAGES: usize = 4;
 const SHARED_LIMIT: usize = 99 << 10;
 const GROUPED_THREADS: usize = 256;
 
-/// A tile of the tensor-core kernel: rows and columns of a block, and of its warps.
+/// A tile of the tensor-core kernels, of bf16 and of f16 operands: rows and columns of a block, and of its warps.
 struct Tile {
     kernel: Kernel,
+    signal: Kernel,
     rows: usize,
     columns: usize,
     warps: usize,
@@ -35,6 +39,7 @@ struct Tile {
 const TILES: [Tile; 3] = [
     Tile {
         kernel: Kernel::new("conv", "conv_mma_128x128"),
+        signal: Kernel::new("conv", "conv_mma_128x128_f16"),
         rows: 128,
         columns: 128,
         warps: 8,
@@ -42,6 +47,7 @@ const TILES: [Tile; 3] = [
     },
     Tile {
         kernel: Kernel::new("conv", "conv_mma_128x64"),
+        signal: Kernel::new("conv", "conv_mma_128x64_f16"),
         rows: 128,
         columns: 64,
         warps: 8,
@@ -49,6 +55,7 @@ const TILES: [Tile; 3] = [
     },
     Tile {
         kernel: Kernel::new("conv", "conv_mma_64x64"),
+        signal: Kernel::new("conv", "conv_mma_64x64_f16"),
         rows: 64,
         columns: 64,
         warps: 4,
@@ -59,7 +66,10 @@ const TILES: [Tile; 3] = [
 /// Which kernel a weight is packed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
+    /// Tensor cores, bf16.
     Tensor,
+    /// Tensor cores, f16.
+    Signal,
     F32,
     Exact,
     Grouped,
@@ -125,17 +135,19 @@ impl Conv for Cuda {
         w: &Weight<'_>,
         bias: Option<&Weight<'_>>,
         groups: usize,
+        fidelity: Fidelity,
     ) -> Result<CudaConv1d> {
-        let kind = match self.options.precision {
+        let kind = match (self.options.precision, fidelity) {
+            (_, Fidelity::Exact) => {
+                check_shape!("pack_conv1d", groups, 1);
+                Kind::Exact
+            }
             _ if groups > 1 => Kind::Grouped,
-            Precision::Bf16 => Kind::Tensor,
-            Precision::F32 => Kind::F32,
+            (Precision::F32, _) => Kind::F32,
+            (Precision::Bf16, Fidelity::Usual) => Kind::Tensor,
+            (Precision::Bf16, Fidelity::Signal) => Kind::Signal,
         };
         self.pack_plain(kind, w, bias, groups)
-    }
-
-    fn pack_conv1d_exact(&self, w: &Weight<'_>, bias: Option<&Weight<'_>>) -> Result<CudaConv1d> {
-        self.pack_plain(Kind::Exact, w, bias, 1)
     }
 
     fn pack_conv_transpose1d(
@@ -156,7 +168,7 @@ impl Conv for Cuda {
             phases: stride,
         };
         let kind = match self.options.precision {
-            Precision::Bf16 => Kind::Tensor,
+            Precision::Bf16 => Kind::Signal,
             Precision::F32 => Kind::F32,
         };
         // Input row r reaches output row r · stride + t − padding: the taps of a phase are `first + stride · j`; the last reads the earliest row.
@@ -273,13 +285,15 @@ fn ordered<T>(
             0.0
         })
     };
-    let padded = match kind {
-        Kind::Tensor => channels.next_multiple_of(CHUNK),
-        _ => channels,
+    let tensored = matches!(kind, Kind::Tensor | Kind::Signal);
+    let padded = if tensored {
+        channels.next_multiple_of(CHUNK)
+    } else {
+        channels
     };
     let mut packed = Vec::with_capacity(dims.phases * dims.taps * padded * columns);
     for phase in 0..dims.phases {
-        if kind == Kind::Tensor {
+        if tensored {
             for chunk in (0..channels).step_by(CHUNK) {
                 for tap in 0..dims.taps {
                     for o in 0..columns {
@@ -342,6 +356,10 @@ impl Cuda {
                 let packed = ordered(kind, dims, columns, half::bf16::from_f32, value);
                 self.bytes_of(&packed, "a convolution")?
             }
+            Kind::Signal => {
+                let packed = ordered(kind, dims, columns, saturated, value);
+                self.bytes_of(&packed, "a convolution")?
+            }
             _ => self.bytes_of(&ordered(kind, dims, columns, |v| v, value), "a convolution")?,
         };
         Ok(Packed {
@@ -398,12 +416,16 @@ impl Cuda {
                 let grid = [blocks, 1, segments.count()];
                 (GROUPED, Shape::grid(grid, GROUPED_THREADS as u32))
             }
-            Kind::Tensor => {
+            Kind::Tensor | Kind::Signal => {
                 let tile = self.conv_tile(w, out_segments);
                 let shared = input_tile(w, place, tile, &mut params);
                 let grid = tiles(tile.rows, tile.columns);
                 let threads = 32 * tile.warps as u32;
-                (tile.kernel, Shape::grid(grid, threads).shared(shared))
+                let kernel = match w.kind {
+                    Kind::Signal => tile.signal,
+                    _ => tile.kernel,
+                };
+                (kernel, Shape::grid(grid, threads).shared(shared))
             }
         };
         // SAFETY: the callers check the shapes of the tensors; the weight was packed for this kernel.
@@ -431,7 +453,7 @@ fn input_tile(w: &Packed, place: Place, tile: &Tile, params: &mut abi::ConvParam
     let shared = |rows: usize, taps: usize| {
         let steps = w.dims.ci.div_ceil(CHUNK) * w.dims.taps;
         let tiles = if steps > taps { 2 } else { 1 };
-        let ring = (rows * tiles + STAGES * tile.columns) * CHUNK * size_of::<half::bf16>();
+        let ring = (rows * tiles + STAGES * tile.columns) * CHUNK * size_of::<u16>();
         let sums = tile.warps * 16 * (tile.warp_columns + 8) * size_of::<f32>();
         ring.max(sums)
     };

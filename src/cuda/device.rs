@@ -15,7 +15,7 @@ use crate::backend::{Backend, BackendError, Result};
 /// In what the values of activations and packed weights are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// bf16 storage, tensor cores, f32 accumulation.
+    /// bf16 storage (f16 in the vocoder), tensor cores, f32 accumulation.
     #[default]
     Bf16,
     /// f32 storage on plain kernels: for comparisons, not for speed.
@@ -26,6 +26,14 @@ impl Precision {
     pub(super) fn dtype(self) -> Dtype {
         match self {
             Precision::Bf16 => Dtype::Bf16,
+            Precision::F32 => Dtype::F32,
+        }
+    }
+
+    /// Of the vocoder's activations and weights: as many bytes, three more significant bits.
+    pub(super) fn signal_dtype(self) -> Dtype {
+        match self {
+            Precision::Bf16 => Dtype::F16,
             Precision::F32 => Dtype::F32,
         }
     }

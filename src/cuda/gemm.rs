@@ -18,7 +18,7 @@ use half::bf16;
 
 use super::buffer::{Bytes, Dtype};
 use super::launch::{Kernel, Shape};
-use super::{Cuda, abi};
+use super::{Cuda, Precision, abi};
 use crate::backend::Result;
 use crate::tensor::Tensor;
 
@@ -102,14 +102,14 @@ impl PackedMatrix {
             }
         };
         let count = padded.0 * padded.1;
-        let values = match dtype {
-            Dtype::F32 => {
+        let values = match cuda.options.precision {
+            Precision::F32 => {
                 let mut values: Vec<f32> = Vec::with_capacity(count);
                 each(Box::new(|row| values.extend_from_slice(row)));
                 values.resize(count, 0.0);
                 cuda.bytes_of(&values, "a weight")?
             }
-            Dtype::Bf16 => {
+            Precision::Bf16 => {
                 let mut values: Vec<bf16> = Vec::with_capacity(count);
                 each(Box::new(|row| {
                     values.extend(row.iter().map(|&v| bf16::from_f32(v)))
@@ -118,9 +118,9 @@ impl PackedMatrix {
                 cuda.bytes_of(&values, "a weight")?
             }
         };
-        let segment = match dtype {
-            Dtype::F32 => padded.1,
-            Dtype::Bf16 => segment(padded),
+        let segment = match cuda.options.precision {
+            Precision::F32 => padded.1,
+            Precision::Bf16 => segment(padded),
         };
         if segment < padded.1 {
             // Here, so that a product allocates nothing.

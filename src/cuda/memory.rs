@@ -197,6 +197,10 @@ impl Memory for Cuda {
         self.alloc_as(Dtype::F32, rows, cols)
     }
 
+    fn alloc_signal(&self, rows: usize, cols: usize) -> Result<Tensor<Self>> {
+        self.alloc_as(self.options.precision.signal_dtype(), rows, cols)
+    }
+
     fn resize(&self, t: &mut Tensor<Self>, rows: usize, cols: usize) -> Result<()> {
         let len = rows * cols * t.buf.dtype.bytes();
         self.grow(&mut t.buf.bytes, len, "a tensor")?;
@@ -216,6 +220,11 @@ impl Memory for Cuda {
                 // SAFETY: as above.
                 unsafe { self.to_device(bytemuck::cast_slice(&rounded), address) }
             }
+            Dtype::F16 => {
+                let rounded: Vec<half::f16> = src.iter().map(|&v| saturated(v)).collect();
+                // SAFETY: as above.
+                unsafe { self.to_device(bytemuck::cast_slice(&rounded), address) }
+            }
         }
     }
 
@@ -227,6 +236,12 @@ impl Memory for Cuda {
             Dtype::F32 => self.read(t.buf.bytes.address(), dst),
             Dtype::Bf16 => {
                 let mut values = vec![half::bf16::ZERO; count];
+                self.read(t.buf.bytes.address(), &mut values)?;
+                (dst.iter_mut().zip(&values)).for_each(|(d, v)| *d = v.to_f32());
+                Ok(())
+            }
+            Dtype::F16 => {
+                let mut values = vec![half::f16::ZERO; count];
                 self.read(t.buf.bytes.address(), &mut values)?;
                 (dst.iter_mut().zip(&values)).for_each(|(d, v)| *d = v.to_f32());
                 Ok(())
@@ -384,6 +399,12 @@ impl Memory for Cuda {
                 .launch(EMBED, Shape::blocks(out.rows(), THREADS), &params)
         }
     }
+}
+
+/// The nearest finite f16, as the kernels round.
+pub(super) fn saturated(v: f32) -> half::f16 {
+    let limit = half::f16::MAX.to_f32();
+    half::f16::from_f32(v.clamp(-limit, limit))
 }
 
 /// A copy of all of `src`'s columns, row by row.

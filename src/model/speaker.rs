@@ -6,7 +6,7 @@
 //! (3D-Speaker `campplus/DTDNN.py`). Batch norms that follow a convolution arrive folded into it.
 
 use crate::audio::features::Features;
-use crate::backend::{Act, Conv, ConvGeom, Dense, Epilogue, Memory, Result};
+use crate::backend::{Act, Conv, ConvGeom, Dense, Epilogue, Fidelity, Memory, Result};
 use crate::checkpoint::Scope;
 use crate::cpu::{Cpu, CpuConv1d, CpuConv2d, CpuLinear};
 use crate::model::config::SpeakerConfig;
@@ -82,6 +82,7 @@ impl SpeakerEncoder {
             &tdnn_scope.weight("weight", &[width, head.channels * freqs, tdnn_kernel]),
             tdnn_scope.optional("bias", &[width]).as_ref(),
             1,
+            Fidelity::Usual,
         )?;
         let mut blocks = Vec::new();
         for (i, block) in config.blocks.iter().enumerate() {
@@ -288,6 +289,7 @@ impl DenseLayer {
                 &local,
                 cam.optional("linear_local.bias", &[growth]).as_ref(),
                 1,
+                Fidelity::Usual,
             )?,
             local_geom: ConvGeom::same(kernel, dilation),
             growth,

@@ -6,7 +6,8 @@
 
 use crate::audio::features::Features;
 use crate::backend::{
-    Act, Attention, Conv, ConvGeom, Dense, Epilogue, Mask, Masks, Memory, Norm, Padding, Result,
+    Act, Attention, Conv, ConvGeom, Dense, Epilogue, Fidelity, Mask, Masks, Memory, Norm, Padding,
+    Result,
 };
 use crate::checkpoint::Scope;
 use crate::cpu::{Cpu, CpuConv1d, CpuLinear};
@@ -79,7 +80,12 @@ impl SpeechTokenizer {
             let scope = scope.at(format!("conv{}", i + 1));
             let kernel = last_dim(&scope, "weight");
             let weight = scope.weight("weight", &[state, channels, kernel]);
-            let conv = cpu.pack_conv1d(&weight, Some(&scope.weight("bias", &[state])), 1)?;
+            let conv = cpu.pack_conv1d(
+                &weight,
+                Some(&scope.weight("bias", &[state])),
+                1,
+                Fidelity::Usual,
+            )?;
             let geom = ConvGeom {
                 stride,
                 ..ConvGeom::same(kernel, 1)
@@ -191,7 +197,12 @@ impl Block {
         Ok(Self {
             attn_norm: LayerNorm::load(cpu, &scope.at("attn_ln"), d, config.attn_norm_eps)?,
             qkv: cpu.pack_linears(&parts.each_ref().map(|(w, b)| (w, b.as_ref())))?,
-            memory: cpu.pack_conv1d(&attn.weight("fsmn_block.weight", &[d, 1, kernel]), None, d)?,
+            memory: cpu.pack_conv1d(
+                &attn.weight("fsmn_block.weight", &[d, 1, kernel]),
+                None,
+                d,
+                Fidelity::Usual,
+            )?,
             out: linear(cpu, &attn.at("out"), d, d)?,
             mlp_norm: LayerNorm::load(cpu, &scope.at("mlp_ln"), d, config.mlp_norm_eps)?,
             up: linear(cpu, &scope.at("mlp.0"), inner, d)?,

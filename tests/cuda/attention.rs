@@ -393,3 +393,8 @@ fn chips_before_hopper_agree_too() {
         "the test has another name"
     );
 }
+
+#[test]
+fn checked() {
+    emulator::run_checked("cuda::attention::");
+}

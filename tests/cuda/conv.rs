@@ -1,6 +1,6 @@
 //! Convolutions of every geometry that the models use, and awkward ones, on kernels of both precisions.
 
-use cosyvoice::backend::{Act, Conv, ConvGeom, Epilogue, Memory, Padding, Weight};
+use cosyvoice::backend::{Act, Conv, ConvGeom, Epilogue, Fidelity, Memory, Padding, Weight};
 use cosyvoice::cuda::Precision;
 use cosyvoice::tensor::{Segments, Tensor};
 
@@ -18,11 +18,26 @@ const ACTIVATED: Bounds = Bounds {
     f32: 1e-12,
     bf16: 2e-5,
 };
+/// The same of the vocoder's operands, which keep three more bits.
+const SIGNAL: Bounds = Bounds {
+    f32: 1e-12,
+    bf16: 4e-7,
+};
 /// f32 operands and f64 sums in both precisions.
 const EXACT: Bounds = Bounds {
     f32: 1e-14,
     bf16: 1e-14,
 };
+
+/// How a case's tensors are kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kept {
+    Usual,
+    /// In f32 in either precision.
+    Wide,
+    /// As the vocoder keeps them; its weights too.
+    Signal,
+}
 
 /// What is done before and after.
 #[derive(Clone, Copy, Debug)]
@@ -44,8 +59,7 @@ struct Case {
     groups: usize,
     geom: ConvGeom,
     around: Around,
-    /// Whether input and output are f32 tensors in either precision.
-    wide: bool,
+    kept: Kept,
 }
 
 impl Case {
@@ -58,7 +72,7 @@ impl Case {
             groups: 1,
             geom,
             around: Around::Nothing,
-            wide: false,
+            kept: Kept::Usual,
         }
     }
 
@@ -75,7 +89,13 @@ impl Case {
 
     fn run<B: Conv>(&self, b: &B) -> Vec<f32> {
         let (w, bias) = self.weights();
-        let conv = b.pack_conv1d(&w, Some(&bias), self.groups).unwrap();
+        let fidelity = match self.kept {
+            Kept::Signal => Fidelity::Signal,
+            _ => Fidelity::Usual,
+        };
+        let conv = b
+            .pack_conv1d(&w, Some(&bias), self.groups, fidelity)
+            .unwrap();
         self.run_packed(b, &conv)
     }
 
@@ -86,14 +106,14 @@ impl Case {
         let to = Segments::new(b, &out_lengths).unwrap();
         let x = tensor(
             b,
-            self.wide,
+            self.kept,
             self.ci,
             &seeded(1, segments.total() * self.ci),
         );
-        let mut out = tensor(b, self.wide, self.co, &seeded(7, to.total() * self.co));
+        let mut out = tensor(b, self.kept, self.co, &seeded(7, to.total() * self.co));
         around(
             b,
-            self.around,
+            (self.around, self.kept),
             self.ci,
             &[to.total(), self.co],
             |pre, ep| {
@@ -108,14 +128,18 @@ impl Case {
 /// Calls `op` with what comes before and after.
 fn around<B: Conv>(
     b: &B,
-    which: Around,
+    (which, kept): (Around, Kept),
     ci: usize,
     &[rows, co]: &[usize; 2],
     op: impl FnOnce(Option<Act<'_, B>>, Epilogue<'_, B>),
 ) {
     let alpha: Vec<f32> = seeded(8, ci).iter().map(|v| v.abs() + 0.2).collect();
     let alpha = b.tensor(1, ci, &alpha).unwrap();
-    let residual = tensor(b, false, co, &seeded(9, rows * co));
+    let residual = match kept {
+        Kept::Signal => kept,
+        _ => Kept::Usual,
+    };
+    let residual = tensor(b, residual, co, &seeded(9, rows * co));
     match which {
         Around::Nothing => op(None, Epilogue::None),
         Around::SnakeAndAccumulate => op(Some(Act::Snake(&alpha)), Epilogue::Accumulate),
@@ -125,13 +149,12 @@ fn around<B: Conv>(
     }
 }
 
-/// A tensor in the backend's precision, or in f32.
-fn tensor<B: Memory>(b: &B, wide: bool, cols: usize, values: &[f32]) -> Tensor<B> {
+fn tensor<B: Memory>(b: &B, kept: Kept, cols: usize, values: &[f32]) -> Tensor<B> {
     let rows = values.len() / cols;
-    let mut t = if wide {
-        b.alloc_f32(rows, cols)
-    } else {
-        b.alloc(rows, cols)
+    let mut t = match kept {
+        Kept::Usual => b.alloc(rows, cols),
+        Kept::Wide => b.alloc_f32(rows, cols),
+        Kept::Signal => b.alloc_signal(rows, cols),
     }
     .unwrap();
     b.upload(values, &mut t).unwrap();
@@ -186,10 +209,14 @@ fn conv1d_activates_before_and_adds_after() {
         Around::SiluAndElu,
     ] {
         for (ci, co, groups) in [(64, 64, 1), (12, 10, 1), (12, 12, 12)] {
-            for wide in [false, true] {
+            for (kept, bounds) in [
+                (Kept::Usual, ACTIVATED),
+                (Kept::Wide, ACTIVATED),
+                (Kept::Signal, SIGNAL),
+            ] {
                 let mut case = Case::new(&[3, 50], (ci, co), 3, ConvGeom::same(3, 2));
-                (case.around, case.groups, case.wide) = (around, groups, wide);
-                agree!(format!("{case:?}"), ACTIVATED, |b| case.run(b));
+                (case.around, case.groups, case.kept) = (around, groups, kept);
+                agree!(format!("{case:?}"), bounds, |b| case.run(b));
             }
         }
     }
@@ -212,8 +239,11 @@ fn conv1d_of_the_models_shapes() {
         (vec![260, 5], (80, 256), 3, ConvGeom::causal(3, 1)),
         (vec![30], (24, 24), 3, ConvGeom::same(3, 600)),
     ] {
-        let case = Case::new(&lengths, channels, kernel, geom);
-        agree!(format!("{case:?}"), PRODUCT, |b| case.run(b));
+        for (kept, bounds) in [(Kept::Usual, PRODUCT), (Kept::Signal, SIGNAL)] {
+            let mut case = Case::new(&lengths, channels, kernel, geom);
+            case.kept = kept;
+            agree!(format!("{case:?}"), bounds, |b| case.run(b));
+        }
     }
 }
 
@@ -221,10 +251,13 @@ fn conv1d_of_the_models_shapes() {
 fn exact_convolution_is_the_cpus() {
     for (ci, co) in [(13, 21), (80, 64), (40, 1)] {
         let mut case = Case::new(&[1, 9, 40], (ci, co), 3, ConvGeom::same(3, 1));
-        case.wide = true;
+        case.kept = Kept::Wide;
         agree!(format!("exact {ci}->{co}"), EXACT, |b| {
             let (w, bias) = case.weights();
-            case.run_packed(b, &b.pack_conv1d_exact(&w, Some(&bias)).unwrap())
+            case.run_packed(
+                b,
+                &b.pack_conv1d(&w, Some(&bias), 1, Fidelity::Exact).unwrap(),
+            )
         });
     }
 }
@@ -248,7 +281,7 @@ fn conv_transpose1d_of_every_geometry() {
                 .map(|v| v * scale)
                 .collect();
             let what = format!("conv_transpose1d {ci}->{co} k {kernel} s {stride} p {padding}");
-            agree!(what, ACTIVATED, |b| {
+            agree!(what, SIGNAL, |b| {
                 let conv = b
                     .pack_conv_transpose1d(
                         &Weight::f32(&[ci, co, kernel], &w[..]),
@@ -259,12 +292,18 @@ fn conv_transpose1d_of_every_geometry() {
                     .unwrap();
                 let segments = Segments::new(b, &lengths).unwrap();
                 let to = Segments::new(b, &lengths.map(rows)).unwrap();
-                let x = tensor(b, false, ci, &seeded(1, segments.total() * ci));
-                let mut out = tensor(b, false, co, &seeded(7, to.total() * co));
-                around(b, Around::LeakyAndAdd, ci, &[to.total(), co], |pre, ep| {
-                    b.conv_transpose1d(&x, &segments, &conv, pre, ep, &mut out, &to)
-                        .unwrap();
-                });
+                let x = tensor(b, Kept::Signal, ci, &seeded(1, segments.total() * ci));
+                let mut out = tensor(b, Kept::Signal, co, &seeded(7, to.total() * co));
+                around(
+                    b,
+                    (Around::LeakyAndAdd, Kept::Signal),
+                    ci,
+                    &[to.total(), co],
+                    |pre, ep| {
+                        b.conv_transpose1d(&x, &segments, &conv, pre, ep, &mut out, &to)
+                            .unwrap();
+                    },
+                );
                 values(b, &out)
             });
         }
@@ -273,12 +312,16 @@ fn conv_transpose1d_of_every_geometry() {
 
 #[test]
 fn a_sequence_alone_equals_the_sequence_in_a_batch() {
-    for precision in [Precision::Bf16, Precision::F32] {
+    for (precision, kept, fidelity) in [
+        (Precision::Bf16, Kept::Usual, Fidelity::Usual),
+        (Precision::Bf16, Kept::Signal, Fidelity::Signal),
+        (Precision::F32, Kept::Usual, Fidelity::Usual),
+    ] {
         let Some(cuda) = device(precision) else {
             return;
         };
         let (w, bias) = Case::new(&[1], (40, 128), 3, ConvGeom::causal(3, 1)).weights();
-        let conv = cuda.pack_conv1d(&w, Some(&bias), 1).unwrap();
+        let conv = cuda.pack_conv1d(&w, Some(&bias), 1, fidelity).unwrap();
         for geom in geometries(3) {
             let run = |lengths: &[usize], skip: usize| {
                 let out_lengths: Vec<usize> =
@@ -286,7 +329,7 @@ fn a_sequence_alone_equals_the_sequence_in_a_batch() {
                 let segments = Segments::new(&*cuda, lengths).unwrap();
                 let to = Segments::new(&*cuda, &out_lengths).unwrap();
                 let x = &seeded(1, 700 * 40)[skip * 40..][..segments.total() * 40];
-                let x = tensor(&*cuda, false, 40, x);
+                let x = tensor(&*cuda, kept, 40, x);
                 let mut out = cuda.alloc_f32(to.total(), 128).unwrap();
                 cuda.conv1d(
                     &x,
@@ -310,7 +353,7 @@ fn a_sequence_alone_equals_the_sequence_in_a_batch() {
                 let range = at.range(b);
                 assert!(
                     all[range.start * 128..range.end * 128] == alone[..],
-                    "{precision:?} {geom:?} sequence {b}"
+                    "{precision:?} {fidelity:?} {geom:?} sequence {b}"
                 );
                 skip += t;
             }
@@ -326,12 +369,14 @@ fn left_context_gives_the_rows_of_the_whole_run() {
     let geom = ConvGeom::causal(5, 2);
     let case = Case::new(&[1], (40, 48), 5, geom);
     let (w, bias) = case.weights();
-    let conv = cuda.pack_conv1d(&w, Some(&bias), 1).unwrap();
+    let conv = cuda
+        .pack_conv1d(&w, Some(&bias), 1, Fidelity::Usual)
+        .unwrap();
     let x = seeded(1, 200 * 40);
     let run = |first: usize| {
         let n = 200 - first;
         let segments = Segments::new(&*cuda, &[n]).unwrap();
-        let x = tensor(&*cuda, false, 40, &x[first * 40..]);
+        let x = tensor(&*cuda, Kept::Usual, 40, &x[first * 40..]);
         let mut out = cuda.alloc_f32(n, 48).unwrap();
         cuda.conv1d(
             &x,

@@ -1,6 +1,6 @@
 //! Convolutions of every geometry that the models use, and awkward ones.
 
-use cosyvoice::backend::{Act, Conv, ConvGeom, Epilogue, Memory, Padding, Weight};
+use cosyvoice::backend::{Act, Conv, ConvGeom, Epilogue, Fidelity, Memory, Padding, Weight};
 use cosyvoice::cpu::reference::{conv as reference, dense};
 use cosyvoice::cpu::{Activation, Cpu, Store, WeightPrecision};
 use cosyvoice::tensor::Segments;
@@ -75,7 +75,12 @@ impl Case {
         let (w, bias) = self.weights();
         let w = Weight::f32(&[self.co, self.ci / self.groups, self.kernel], w);
         let conv = cpu
-            .pack_conv1d(&w, Some(&Weight::f32(&[self.co], bias)), self.groups)
+            .pack_conv1d(
+                &w,
+                Some(&Weight::f32(&[self.co], bias)),
+                self.groups,
+                Fidelity::Usual,
+            )
             .unwrap();
         let segments = Segments::new(cpu, &self.lengths).unwrap();
         let out_segments = Segments::new(cpu, &self.out_lengths()).unwrap();
@@ -210,7 +215,9 @@ fn exact_convolution_is_the_plain_one() {
     check("exact", F32, 1e-14, &expected, |cpu| {
         let (w, bias) = case.weights();
         let (w, bias) = (Weight::f32(&[21, 13, 3], w), Weight::f32(&[21], bias));
-        let conv = cpu.pack_conv1d_exact(&w, Some(&bias)).unwrap();
+        let conv = cpu
+            .pack_conv1d(&w, Some(&bias), 1, Fidelity::Exact)
+            .unwrap();
         let segments = Segments::new(cpu, &case.lengths).unwrap();
         let x = tensor(cpu, 13, &case.input());
         let mut out = tensor(cpu, 21, &old);
@@ -284,7 +291,7 @@ fn a_sequence_alone_equals_the_sequence_in_a_batch() {
     for geom in geometries(3) {
         let run = |lengths: &[usize], skip: usize| {
             let w = Weight::f32(&[40, 24, 3], values(2, 40 * 24 * 3));
-            let conv = cpu.pack_conv1d(&w, None, 1).unwrap();
+            let conv = cpu.pack_conv1d(&w, None, 1, Fidelity::Usual).unwrap();
             let out_lengths: Vec<usize> = lengths.iter().map(|&t| geom.output_rows(t, 3)).collect();
             let segments = Segments::new(&cpu, lengths).unwrap();
             let out_segments = Segments::new(&cpu, &out_lengths).unwrap();

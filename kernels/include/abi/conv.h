@@ -6,7 +6,7 @@
 typedef struct ConvParams {
     Mat x;
     Mat out;
-    /* Per phase: conv_mma bf16 [chunks, taps, columns, CONV_CHUNK], conv_f32 and conv_exact f32 [taps, channels, columns],
+    /* Per phase: conv_mma bf16 or f16 [chunks, taps, columns, CONV_CHUNK], conv_f32 and conv_exact f32 [taps, channels, columns],
      * conv_grouped f32 [taps, channels / groups, columns]; zeros past the last channel. */
     uint64_t weights;
     /* f32 [columns] */

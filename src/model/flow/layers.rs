@@ -1,6 +1,6 @@
 //! Loading helpers and the norm that the encoder and the estimator share.
 
-use crate::backend::{Act, Backend, Result};
+use crate::backend::{Act, Backend, Fidelity, Result};
 use crate::checkpoint::Scope;
 use crate::tensor::Tensor;
 
@@ -74,5 +74,5 @@ pub(super) fn conv1d<B: Backend>(
 ) -> Result<B::Conv1d> {
     let w = scope.weight("weight", &[output, input, kernel]);
     let bias = scope.weight("bias", &[output]);
-    backend.pack_conv1d(&w, Some(&bias), 1)
+    backend.pack_conv1d(&w, Some(&bias), 1, Fidelity::Usual)
 }

@@ -2,7 +2,7 @@
 //!
 //! In: `mel [N, mels]`. Out: `f0 [N, 1]` in Hz, not negative. Sums are exact: an error of 1e-6 here is heard in the phase. Reference: `ConvRNNF0Predictor` (`cosyvoice/hifigan/f0_predictor.py`).
 
-use crate::backend::{Act, Backend, ConvGeom, Epilogue, Result};
+use crate::backend::{Act, Backend, ConvGeom, Epilogue, Fidelity, Result};
 use crate::checkpoint::Scope;
 use crate::model::config::F0PredictorConfig;
 use crate::tensor::{Segments, Tensor};
@@ -26,7 +26,12 @@ impl<B: Backend> F0Predictor<B> {
                 // Activations sit between the convolutions in the list.
                 let conv = scope.at("condnet").at(2 * i);
                 let w = conv.weight_norm(&[channels, input, KERNEL]);
-                backend.pack_conv1d_exact(&w, Some(&conv.weight("bias", &[channels])))
+                backend.pack_conv1d(
+                    &w,
+                    Some(&conv.weight("bias", &[channels])),
+                    1,
+                    Fidelity::Exact,
+                )
             })
             .collect::<Result<_>>()?;
         let classifier = scope.at("classifier");
@@ -36,7 +41,7 @@ impl<B: Backend> F0Predictor<B> {
         let bias = classifier.weight("bias", &[config.num_class]);
         Ok(Self {
             convs,
-            classifier: backend.pack_conv1d_exact(&w, Some(&bias))?,
+            classifier: backend.pack_conv1d(&w, Some(&bias), 1, Fidelity::Exact)?,
             channels,
             outputs: config.num_class,
         })

@@ -5,7 +5,7 @@
 //! Reference: `HiFTGenerator.decode` (`cosyvoice/hifigan/generator.py`).
 
 use super::resblock::ResBlock;
-use crate::backend::{Act, Backend, ConvGeom, Epilogue, Result};
+use crate::backend::{Act, Backend, ConvGeom, Epilogue, Fidelity, Result};
 use crate::checkpoint::Scope;
 use crate::model::config::HiftConfig;
 use crate::tensor::{Ids, Segments, Tensor, Trace};
@@ -65,7 +65,7 @@ pub(super) struct Scratch<B: Backend> {
 
 impl<B: Backend> Scratch<B> {
     pub(super) fn new(backend: &B) -> Result<Self> {
-        let empty = || backend.alloc(0, 0);
+        let empty = || backend.alloc_signal(0, 0);
         Ok(Self {
             spectrum: empty()?,
             spectrum_rows: Segments::new(backend, &[])?,
@@ -89,7 +89,7 @@ impl<B: Backend> Generator<B> {
         let conv = |name: &str, out: usize, input: usize| {
             let conv = scope.at(name);
             let w = conv.weight_norm(&[out, input, OUTER_KERNEL]);
-            backend.pack_conv1d(&w, Some(&conv.weight("bias", &[out])), 1)
+            backend.pack_conv1d(&w, Some(&conv.weight("bias", &[out])), 1, Fidelity::Signal)
         };
         let stages = (0..config.upsample_rates.len())
             .map(|i| Stage::load(backend, scope, config, i))
@@ -194,7 +194,7 @@ impl<B: Backend> Stage<B> {
         Ok(Self {
             up: backend.pack_conv_transpose1d(&w, Some(&bias), rate, padding)?,
             rate,
-            down: backend.pack_conv1d(&down_w, Some(&down_bias), 1)?,
+            down: backend.pack_conv1d(&down_w, Some(&down_bias), 1, Fidelity::Signal)?,
             down_geom: ConvGeom {
                 left: pad,
                 right: pad,

@@ -3,7 +3,7 @@
 //! In: `x [N, C]`. Out: `x` plus what the convolutions add, `[N, C]`. Reference: `ResBlock` (`cosyvoice/hifigan/generator.py`).
 
 use super::vector;
-use crate::backend::{Act, Backend, ConvGeom, Epilogue, Result};
+use crate::backend::{Act, Backend, ConvGeom, Epilogue, Fidelity, Result};
 use crate::checkpoint::Scope;
 use crate::tensor::{Segments, Tensor};
 
@@ -29,7 +29,12 @@ impl<B: Backend> ResBlock<B> {
         let conv = |list: &str, i: usize| {
             let conv = scope.at(list).at(i);
             let w = conv.weight_norm(&[channels, channels, kernel]);
-            backend.pack_conv1d(&w, Some(&conv.weight("bias", &[channels])), 1)
+            backend.pack_conv1d(
+                &w,
+                Some(&conv.weight("bias", &[channels])),
+                1,
+                Fidelity::Signal,
+            )
         };
         let snake =
             |list: &str, i: usize| vector(backend, &scope.at(list).at(i), "alpha", &[channels]);

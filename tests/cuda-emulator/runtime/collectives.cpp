@@ -86,20 +86,33 @@ void match_any(void** lanes, unsigned mask) {
     });
 }
 
-void mma_m16n8k16_bf16(void** lanes, unsigned) {
+// The fragments of m16n8k16, whose registers hold two values each: `low` and `high` read them.
+template <class Low, class High>
+static void mma_m16n8k16(void** lanes, Low low, High high) {
     float a[16][16], b[16][8];
     each<Mma>(lanes, ~0u, [&](int lane, Mma& m) {
         const int g = lane >> 2, t = 2 * (lane & 3);
         for (int i = 0; i < 4; ++i) {
-            a[g + (i & 1) * 8][t + (i >> 1) * 8] = bf16_low(m.a[i]);
-            a[g + (i & 1) * 8][t + (i >> 1) * 8 + 1] = bf16_high(m.a[i]);
+            a[g + (i & 1) * 8][t + (i >> 1) * 8] = low(m.a[i]);
+            a[g + (i & 1) * 8][t + (i >> 1) * 8 + 1] = high(m.a[i]);
         }
         for (int i = 0; i < 2; ++i) {
-            b[t + i * 8][g] = bf16_low(m.b[i]);
-            b[t + i * 8 + 1][g] = bf16_high(m.b[i]);
+            b[t + i * 8][g] = low(m.b[i]);
+            b[t + i * 8 + 1][g] = high(m.b[i]);
         }
     });
     multiply(lanes, a, b);
+}
+
+void mma_m16n8k16_bf16(void** lanes, unsigned) { mma_m16n8k16(lanes, bf16_low, bf16_high); }
+
+void mma_m16n8k16_f16(void** lanes, unsigned) {
+    const auto half = [](uint16_t bits) {
+        __half value;
+        memcpy(&value, &bits, sizeof bits);
+        return float(value);
+    };
+    mma_m16n8k16(lanes, [&](uint32_t v) { return half(uint16_t(v)); }, [&](uint32_t v) { return half(uint16_t(v >> 16)); });
 }
 
 void mma_m16n8k8_tf32(void** lanes, unsigned) {

@@ -17,6 +17,7 @@ struct Mma {
     const uint32_t* b;
 };
 void mma_m16n8k16_bf16(void** lanes, unsigned mask);
+void mma_m16n8k16_f16(void** lanes, unsigned mask);
 void mma_m16n8k8_tf32(void** lanes, unsigned mask);
 struct LdMatrix {
     uint32_t* registers;
@@ -48,6 +49,10 @@ inline uint32_t smem_u32(const void* p) { return (uint32_t)__cvta_generic_to_sha
 inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     emu::Mma m{d, a, b};
     emu_warp(emu::MMA, 0xffffffffu, &m, emu::mma_m16n8k16_bf16);
+}
+inline void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    emu::Mma m{d, a, b};
+    emu_warp(emu::MMA, 0xffffffffu, &m, emu::mma_m16n8k16_f16);
 }
 inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     emu::Mma m{d, a, b};
