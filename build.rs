@@ -2,7 +2,8 @@
 //!
 //! nvcc is looked for in `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `PATH`, `/usr/local/cuda`, `.cuda-venv` beside this file and
 //! `VIRTUAL_ENV` (the wheels of PyPI). Each file becomes one compressed fatbin with code for every architecture of [`ARCHES`] and PTX
-//! for newer ones. A file is compiled again only when its text, its headers, the arguments or the compiler have changed.
+//! for newer ones. A file is compiled again only when its text, its headers, the arguments or the compiler have changed; builds of one profile
+//! share the images, whatever they are for (checks, tests, the program).
 //! `COSYVOICE_CUDA=off` leaves CUDA out; `COSYVOICE_CUDA_ARCHES` (`-gencode` values, `;` between them) replaces the list.
 
 use std::collections::hash_map::DefaultHasher;
@@ -43,7 +44,7 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let (images, info) = match Compiler::find() {
         Ok(compiler) => {
-            let (images, compiled) = compiler.compile_all(&out);
+            let (images, compiled) = compiler.compile_all(&compiler.folder(&out));
             let info = format!(
                 "nvcc {}, {} kernel files ({compiled} compiled now), {}",
                 compiler.version,
@@ -111,6 +112,16 @@ impl Compiler {
             version,
             arches,
         })
+    }
+
+    /// Where the images of this compiler and these architectures are: beside the folders that cargo gives each variant of this script.
+    fn folder(&self, out: &Path) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        (&self.nvcc, &self.version, &self.arches).hash(&mut hasher);
+        let profile = out.ancestors().nth(3).unwrap_or(out);
+        let folder = profile.join(format!("kernels-{:016x}", hasher.finish()));
+        fs::create_dir_all(&folder).expect("the target folder can be written");
+        folder
     }
 
     /// Compiles what has changed; returns all images and how many were compiled.

@@ -60,6 +60,7 @@ fn bench(criterion: &mut Criterion) {
                         &backend,
                         PAGE_SIZE,
                         &sequences,
+                        None,
                         &mut kv,
                         &mut ws,
                         &Trace::off(),

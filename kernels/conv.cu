@@ -77,7 +77,7 @@ __device__ __forceinline__ float sin_squared_unit(float x) {
 template <class T>
 __device__ __forceinline__ void activate_unit(const ConvParams& p, const Snake& snake, int channel, T* at) {
     if (p.pre.kind == ACT_SNAKE || p.pre.kind == ACT_LEAKY_RELU) {
-        Unit<T> u;
+        Packed8<T> u;
         u.bits = *reinterpret_cast<const uint4*>(at);
         float v[8];
         u.widen(v);
@@ -101,7 +101,7 @@ __device__ __forceinline__ void activate_unit(const ConvParams& p, const Snake& 
 // Eight values of the input from `channel`, zeros past the last; of any dtype and alignment.
 template <class T>
 __device__ __forceinline__ uint4 gather_unit(const Mat& x, int row, int channel) {
-    Unit<T> u;
+    Packed8<T> u;
     float v[8];
     const size_t at = size_t(row) * x.cols + channel;
     if (x.cols % 8 == 0) {

@@ -37,7 +37,10 @@ KERNEL_EXPORT(interpolate_rows);
 // One block per row. An id out of its table's range gives NaNs, which no later step can hide.
 extern "C" __global__ void __launch_bounds__(COPY_THREADS) embed(const __grid_constant__ EmbedParams p) {
     const int row = blockIdx.x;
-    const int which = ids(p.which)[row], id = ids(p.ids)[row];
+    const int which = ids(p.which)[row];
+    int id = ids(p.ids)[row];
+    // `~id` is -1 - id.
+    if (id < 0 && ~id < p.drawn_count) id = ids(p.drawn)[~id];
     const Mat& table = p.tables[which < p.table_count ? which : 0];
     const bool valid = which >= 0 && which < p.table_count && id >= 0 && id < table.rows;
     for (int c = threadIdx.x; c < p.out.cols; c += blockDim.x) {

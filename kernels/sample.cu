@@ -230,6 +230,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(const __grid
         draw_nucleus(w.chosen, k, row.top_p, first, s);
         int repeats = 0;
         for (int i = 0; i < row.history_count; i++) repeats += ids(p.history)[row.history_first + i] == s.token;
+        if (row.ahead) repeats += ids(p.tokens)[row.slot] == s.token;
         s.redraw = float(repeats) >= float(row.window) * row.repetition_rate;
     }
     __syncthreads();
@@ -240,7 +241,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(const __grid
     }
     if (threadIdx.x == 0) {
         const int chosen = s.redraw ? s.found : token;
-        pointer<int>(p.tokens)[blockIdx.x] = chosen;
+        pointer<int>(p.tokens)[row.slot] = chosen;
         pointer<SampledRow>(p.results)[blockIdx.x] = SampledRow{chosen, s.redraw ? 2 : 1, s.kept};
     }
 }

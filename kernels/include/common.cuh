@@ -46,7 +46,7 @@ template <> struct Narrow<__half> {
 
 // Eight 16-bit values as they are loaded and stored.
 template <class T>
-union Unit {
+union Packed8 {
     uint4 bits;
     T values[8];
 
@@ -82,14 +82,14 @@ __device__ __forceinline__ void store1(const Mat& m, size_t i, float value) { st
 
 template <class T>
 __device__ __forceinline__ void load8_narrow(const Mat& m, size_t i, float (&v)[8]) {
-    Unit<T> u;
+    Packed8<T> u;
     u.bits = *reinterpret_cast<const uint4*>(pointer<const T>(m.data) + i);
     u.widen(v);
 }
 
 template <class T>
 __device__ __forceinline__ void store8_narrow(const Mat& m, size_t i, const float (&v)[8]) {
-    Unit<T> u;
+    Packed8<T> u;
     u.round(v);
     *reinterpret_cast<uint4*>(pointer<T>(m.data) + i) = u.bits;
 }

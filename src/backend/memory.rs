@@ -98,12 +98,14 @@ pub trait Memory: Sized {
     /// Makes a lookup table of a weight `[V, C]`.
     fn pack_embedding(&self, w: &Weight<'_>) -> Result<Self::Embedding>;
 
-    /// `out[i] = tables[which[i]][ids[i]]`: `which [N]`, `ids [N]`, `out [N, C]`. Ids must be in range.
+    /// `out[i] = tables[which[i]][ids[i]]`: `which [N]`, `ids [N]`, `out [N, C]`. Ids must be in range; `-1 - s` stands for the id
+    /// `drawn[s]`, which [`draw`](super::Sample::draw) left there.
     fn embed(
         &self,
         tables: &[&Self::Embedding],
         which: &Ids<Self>,
         ids: &Ids<Self>,
+        drawn: Option<&Ids<Self>>,
         out: &mut Tensor<Self>,
     ) -> Result<()>;
 }

@@ -1,6 +1,6 @@
 //! Repetition-aware sampling of speech tokens (`ras_sampling` of the reference, after VALL-E 2).
 
-use super::{Memory, Result};
+use super::{Memory, Result, check_shape};
 use crate::tensor::{Ids, Tensor};
 
 /// The sampling section of `cosyvoice2.yaml`.
@@ -30,6 +30,8 @@ pub struct SampleRow<'a> {
     pub uniforms: Uniforms,
     /// Tokens so far; only the last `window` are read.
     pub history: &'a [i32],
+    /// The token after those is known to the device alone: it is in the row's slot, where the draw before left it.
+    pub ahead: bool,
     /// An id that cannot be chosen (the end token before the minimum length).
     pub forbidden: Option<i32>,
 }
@@ -46,14 +48,37 @@ pub struct Sampled {
 
 /// Sampling ops.
 pub trait Sample: Memory {
+    /// Draws that are under way.
+    type Drawn: Send;
+
+    /// How many draws of a sequence may be asked for before the first is read: 0 where ops return when they are done.
+    const DRAWS_AHEAD: usize = 0;
+
     /// `out[i] = log_softmax(logits[i])`: `[N, V]` both.
     fn log_softmax(&self, logits: &Tensor<Self>, out: &mut Tensor<Self>) -> Result<()>;
 
-    /// Draws one token per row of `logits [B, V]`; the drawn ids stay on the device in `out [B]` and come back in the result.
+    /// Draws one token per row of `logits [B, V]`, without waiting for it: that of row `b` goes to `tokens[slots[b]]`, where the next
+    /// [`embed`](Memory::embed) and the next draw find it. No slot twice.
+    fn draw(
+        &self,
+        logits: &Tensor<Self>,
+        rows: &[SampleRow<'_>],
+        slots: &[u32],
+        tokens: &mut Ids<Self>,
+    ) -> Result<Self::Drawn>;
+
+    /// Waits for draws: one result per row.
+    fn drawn(&self, draws: Self::Drawn) -> Result<Vec<Sampled>>;
+
+    /// The two at once: the id of row `b` goes to `out[b]`.
     fn sample(
         &self,
         logits: &Tensor<Self>,
         rows: &[SampleRow<'_>],
         out: &mut Ids<Self>,
-    ) -> Result<Vec<Sampled>>;
+    ) -> Result<Vec<Sampled>> {
+        check_shape!("sample", out.len(), rows.len());
+        let slots: Vec<u32> = (0..rows.len() as u32).collect();
+        self.drawn(self.draw(logits, rows, &slots, out)?)
+    }
 }

@@ -187,15 +187,19 @@ impl Memory for Cpu {
         tables: &[&CpuEmbedding],
         which: &Ids<Self>,
         ids: &Ids<Self>,
+        drawn: Option<&Ids<Self>>,
         out: &mut Tensor<Self>,
     ) -> Result<()> {
         check_shape!("embed", which.len(), ids.len());
         check_shape!("embed", out.rows(), ids.len());
         let c = out.cols().max(1);
+        let drawn = drawn.map_or(&[][..], Ids::data);
         let rows = out.data_mut().chunks_exact_mut(c);
         for (out, (&table, &id)) in rows.zip(which.data().iter().zip(ids.data())) {
             let table = tables[table as usize];
             check_shape!("embed", table.cols, out.len());
+            // `!id` is -1 - id.
+            let id = if id < 0 { drawn[!id as usize] } else { id };
             assert!(
                 (0..table.ids as i32).contains(&id),
                 "embed: id {id} of {}",

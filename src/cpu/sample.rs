@@ -19,6 +19,8 @@ thread_local! {
 }
 
 impl Sample for Cpu {
+    type Drawn = Vec<Sampled>;
+
     fn log_softmax(&self, logits: &Tensor<Self>, out: &mut Tensor<Self>) -> Result<()> {
         check_shape!("log_softmax", out.shape(), logits.shape());
         let v = logits.cols();
@@ -36,14 +38,15 @@ impl Sample for Cpu {
         Ok(())
     }
 
-    fn sample(
+    fn draw(
         &self,
         logits: &Tensor<Self>,
         rows: &[SampleRow<'_>],
-        out: &mut Ids<Self>,
+        slots: &[u32],
+        tokens: &mut Ids<Self>,
     ) -> Result<Vec<Sampled>> {
-        check_shape!("sample", rows.len(), logits.rows());
-        check_shape!("sample", out.len(), rows.len());
+        check_shape!("draw", rows.len(), logits.rows());
+        check_shape!("draw", slots.len(), rows.len());
         let none = Sampled {
             token: 0,
             draws: 0,
@@ -51,18 +54,23 @@ impl Sample for Cpu {
         };
         let sampled: Vec<Mutex<Sampled>> = rows.iter().map(|_| Mutex::new(none)).collect();
         self.pool.run(rows.len(), |i| {
-            let result =
-                PROBABILITIES.with_borrow_mut(|p| sample_row(self.isa, logits.row(i), &rows[i], p));
+            let last = rows[i].ahead.then(|| tokens.data()[slots[i] as usize]);
+            let result = PROBABILITIES
+                .with_borrow_mut(|p| sample_row(self.isa, logits.row(i), &rows[i], last, p));
             *sampled[i].lock().unwrap_or_else(PoisonError::into_inner) = result;
         });
         let sampled: Vec<Sampled> = sampled
             .into_iter()
             .map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner))
             .collect();
-        for (id, s) in out.buf.iter_mut().zip(&sampled) {
-            *id = s.token;
+        for (&slot, s) in slots.iter().zip(&sampled) {
+            tokens.buf[slot as usize] = s.token;
         }
         Ok(sampled)
+    }
+
+    fn drawn(&self, draws: Vec<Sampled>) -> Result<Vec<Sampled>> {
+        Ok(draws)
     }
 }
 
@@ -104,7 +112,14 @@ fn probabilities(isa: Isa, logits: &[f32], without: [Option<i32>; 2], p: &mut Ve
     p.iter_mut().for_each(|v| *v = (f64::from(*v) / sum) as f32);
 }
 
-fn sample_row(isa: Isa, logits: &[f32], row: &SampleRow<'_>, p: &mut Vec<f32>) -> Sampled {
+/// `last` is the token after the row's history, where that is ahead.
+fn sample_row(
+    isa: Isa,
+    logits: &[f32],
+    row: &SampleRow<'_>,
+    last: Option<i32>,
+    p: &mut Vec<f32>,
+) -> Sampled {
     let [first, second] = match row.uniforms {
         Uniforms::Philox { seed, step } => sampling_uniforms(seed, step),
         Uniforms::Given(u) => u,
@@ -121,8 +136,12 @@ fn sample_row(isa: Isa, logits: &[f32], row: &SampleRow<'_>, p: &mut Vec<f32>) -
     let drawn = inverse_cdf(best[..kept].iter().map(|b| b.0), first);
     let token = best.get(drawn).map_or(0, |b| b.1);
 
-    let window = &row.history[row.history.len().saturating_sub(params.window)..];
-    let repeats = window.iter().filter(|&&t| t == token).count();
+    let known = params
+        .window
+        .saturating_sub(usize::from(last.is_some()))
+        .min(row.history.len());
+    let window = row.history[row.history.len() - known..].iter().chain(&last);
+    let repeats = window.filter(|&&t| t == token).count();
     if (repeats as f32) < params.window as f32 * params.repetition_rate {
         return Sampled {
             token,

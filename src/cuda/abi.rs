@@ -567,21 +567,23 @@ pub struct EmbedParams {
     pub out: Mat,
     pub which: u64,
     pub ids: u64,
+    pub drawn: u64,
+    pub drawn_count: i32,
     pub table_count: i32,
-    pub reserved: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of EmbedParams"][::std::mem::size_of::<EmbedParams>() - 144usize];
+    ["Size of EmbedParams"][::std::mem::size_of::<EmbedParams>() - 152usize];
     ["Alignment of EmbedParams"][::std::mem::align_of::<EmbedParams>() - 8usize];
     ["Offset of field: EmbedParams::tables"][::std::mem::offset_of!(EmbedParams, tables) - 0usize];
     ["Offset of field: EmbedParams::out"][::std::mem::offset_of!(EmbedParams, out) - 96usize];
     ["Offset of field: EmbedParams::which"][::std::mem::offset_of!(EmbedParams, which) - 120usize];
     ["Offset of field: EmbedParams::ids"][::std::mem::offset_of!(EmbedParams, ids) - 128usize];
+    ["Offset of field: EmbedParams::drawn"][::std::mem::offset_of!(EmbedParams, drawn) - 136usize];
+    ["Offset of field: EmbedParams::drawn_count"]
+        [::std::mem::offset_of!(EmbedParams, drawn_count) - 144usize];
     ["Offset of field: EmbedParams::table_count"]
-        [::std::mem::offset_of!(EmbedParams, table_count) - 136usize];
-    ["Offset of field: EmbedParams::reserved"]
-        [::std::mem::offset_of!(EmbedParams, reserved) - 140usize];
+        [::std::mem::offset_of!(EmbedParams, table_count) - 148usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -703,11 +705,13 @@ pub struct SampleRowParams {
     pub forbidden: i32,
     pub history_first: i32,
     pub history_count: i32,
+    pub slot: i32,
+    pub ahead: i32,
     pub reserved: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of SampleRowParams"][::std::mem::size_of::<SampleRowParams>() - 64usize];
+    ["Size of SampleRowParams"][::std::mem::size_of::<SampleRowParams>() - 72usize];
     ["Alignment of SampleRowParams"][::std::mem::align_of::<SampleRowParams>() - 8usize];
     ["Offset of field: SampleRowParams::seed"]
         [::std::mem::offset_of!(SampleRowParams, seed) - 0usize];
@@ -731,8 +735,12 @@ const _: () = {
         [::std::mem::offset_of!(SampleRowParams, history_first) - 52usize];
     ["Offset of field: SampleRowParams::history_count"]
         [::std::mem::offset_of!(SampleRowParams, history_count) - 56usize];
+    ["Offset of field: SampleRowParams::slot"]
+        [::std::mem::offset_of!(SampleRowParams, slot) - 60usize];
+    ["Offset of field: SampleRowParams::ahead"]
+        [::std::mem::offset_of!(SampleRowParams, ahead) - 64usize];
     ["Offset of field: SampleRowParams::reserved"]
-        [::std::mem::offset_of!(SampleRowParams, reserved) - 60usize];
+        [::std::mem::offset_of!(SampleRowParams, reserved) - 68usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

@@ -10,6 +10,7 @@ use super::images::{FATBINS, Images};
 use super::launch::Launcher;
 use super::memory::Staging;
 use super::sample::SampleMemory;
+use super::vocoder::SourceMemory;
 use crate::backend::{Backend, BackendError, Result};
 
 /// In what the values of activations and packed weights are kept.
@@ -56,6 +57,7 @@ pub struct Cuda {
     pub(super) launcher: Launcher,
     pub(super) staging: Staging,
     pub(super) sampling: SampleMemory,
+    pub(super) source: SourceMemory,
     /// Made when the first weight that needs it is packed.
     pub(super) shared_tiles: OnceLock<SharedTiles>,
     multiprocessors: usize,
@@ -125,6 +127,7 @@ impl Cuda {
             launcher,
             staging,
             sampling: SampleMemory::default(),
+            source: SourceMemory::default(),
             shared_tiles: OnceLock::new(),
             multiprocessors: multiprocessors.max(1) as usize,
             compute_capability,

@@ -373,6 +373,7 @@ impl Memory for Cuda {
         tables: &[&CudaEmbedding],
         which: &Ids<Self>,
         ids: &Ids<Self>,
+        drawn: Option<&Ids<Self>>,
         out: &mut Tensor<Self>,
     ) -> Result<()> {
         check_shape!("embed", which.len(), ids.len());
@@ -386,6 +387,8 @@ impl Memory for Cuda {
             out: out.mat(),
             which: which.address(),
             ids: ids.address(),
+            drawn: drawn.map_or(0, Ids::address),
+            drawn_count: drawn.map_or(0, Ids::len) as i32,
             table_count: tables.len() as i32,
             ..Default::default()
         };

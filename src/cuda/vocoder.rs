@@ -1,5 +1,7 @@
 //! The ends of the vocoder on the device, f32 throughout. Kernels: `kernels/vocoder.cu`.
 
+use std::sync::{Mutex, PoisonError};
+
 use super::Cuda;
 use super::abi;
 use super::buffer::{Bytes, NO_MAT};
@@ -35,27 +37,31 @@ impl Vocoder for Cuda {
         check_shape!("sine_source", out.shape(), (f0.rows() * up, 1));
         check_shape!("sine_source", w.shape(), (1, harmonics));
         check_shape!("sine_source", b.shape(), (1, 1));
-        let phases = self.alloc_f32_values(f0.rows() * harmonics)?;
+        let mut held = (self.source.held.lock()).unwrap_or_else(PoisonError::into_inner);
+        let held = &mut *held;
+        let phases = &mut held.phases;
+        self.grow(phases, f0.rows() * harmonics * size_of::<f32>(), "phases")?;
+        let phases = phases.address();
         let sums = abi::SourcePhasesParams {
             f0: f0.mat(),
             offsets: segments.device().address(),
-            phases: phases.address(),
+            phases,
             harmonics: harmonics as i32,
             upsample: up as f32,
             sample_rate_hz: params.sample_rate_hz,
             reserved: 0,
         };
-        let draws = self.draws(&noise, segments, (out.rows(), harmonics))?;
+        let given = self.stage_noise(held, &noise, segments, (out.rows(), harmonics))?;
         let samples = abi::SineSourceParams {
             f0: f0.mat(),
-            noise: draws.given,
+            noise: given,
             w: w.mat(),
             b: b.mat(),
             out: out.mat(),
             offsets: segments.device().address(),
-            phases: phases.address(),
-            seeds: draws.seeds.address(),
-            first_samples: draws.first_samples.address(),
+            phases,
+            seeds: held.seeds.address(),
+            first_samples: held.first_samples.address(),
             upsample: up as i32,
             harmonics: harmonics as i32,
             frames_per_sample: (1.0 / up as f64) as f32,
@@ -65,7 +71,7 @@ impl Vocoder for Cuda {
         };
         let blocks = (segments.longest() * up).div_ceil(THREADS as usize);
         let shape = Shape::grid([blocks, segments.count(), 1], THREADS);
-        // SAFETY: shapes checked above; what is allocated here is freed in the stream's order.
+        // SAFETY: shapes checked above; the memory held here is freed in the stream's order.
         unsafe {
             self.launcher.launch(
                 SOURCE_PHASES,
@@ -138,34 +144,33 @@ impl Vocoder for Cuda {
     }
 }
 
-/// Where the source's noise comes from, on the device.
-struct Draws {
-    given: abi::Mat,
+/// Memory that making the source keeps; it grows once.
+#[derive(Default)]
+pub(super) struct SourceMemory {
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    phases: Bytes,
+    /// Where each sequence's noise comes from.
     seeds: Bytes,
     first_samples: Bytes,
 }
 
 impl Cuda {
-    /// Room for `count` f32 values.
-    fn alloc_f32_values(&self, count: usize) -> Result<Bytes> {
-        self.bytes(count * size_of::<f32>(), "phases")
-    }
-
-    fn draws(
+    /// Sends the noise's seeds to the device; returns the noise where it is given.
+    fn stage_noise(
         &self,
+        held: &mut Held,
         noise: &SourceNoise<'_, Self>,
         segments: &Segments<Self>,
         shape: (usize, usize),
-    ) -> Result<Draws> {
-        let mut draws = Draws {
-            given: NO_MAT,
-            seeds: Bytes::default(),
-            first_samples: Bytes::default(),
-        };
+    ) -> Result<abi::Mat> {
         match noise {
             SourceNoise::Given(values) => {
                 check_shape!("sine_source", values.shape(), shape);
-                draws.given = values.mat();
+                Ok(values.mat())
             }
             SourceNoise::Philox {
                 seeds,
@@ -173,11 +178,17 @@ impl Cuda {
             } => {
                 check_shape!("sine_source", seeds.len(), segments.count());
                 check_shape!("sine_source", first_samples.len(), segments.count());
-                draws.seeds = self.bytes_of(seeds, "seeds")?;
-                draws.first_samples = self.bytes_of(first_samples, "sample positions")?;
+                self.stage(&mut held.seeds, seeds)?;
+                self.stage(&mut held.first_samples, first_samples)?;
+                Ok(NO_MAT)
             }
         }
-        Ok(draws)
+    }
+
+    fn stage(&self, bytes: &mut Bytes, values: &[u64]) -> Result<()> {
+        self.grow(bytes, size_of_val(values), "seeds")?;
+        // SAFETY: `bytes` has just been made large enough.
+        unsafe { self.to_device(bytemuck::cast_slice(values), bytes.address()) }
     }
 
     /// Launches a transform whose blocks make `rows` output rows of a segment each, with `shared` values of shared memory.

@@ -170,13 +170,13 @@ impl<B: Backend> Runner<B> {
             let now = self.started.elapsed();
             let views: Vec<_> = self.sequences.iter().map(|s| s.view(&self.pool)).collect();
             let plan = scheduler::plan(&views, self.pool.free(), &self.options.budgets, now);
-            if plan.is_empty() {
+            if !plan.is_empty() {
+                self.execute(&plan, now);
+            } else if self.stages.is_ahead() {
+                self.settle();
+            } else {
                 self.fail_stuck();
-                // What was cancelled holds nothing any more.
-                self.publish(&plan);
-                continue;
             }
-            self.execute(&plan, now);
             self.finish_done();
             self.publish(&plan);
             if let Some(error) = self.lost.take() {
@@ -321,6 +321,10 @@ impl<B: Backend> Runner<B> {
                 self.queued.fetch_sub(1, Ordering::Relaxed);
             }
         }
+        if plan.llm.is_empty() {
+            // No step to run ahead of.
+            self.settle();
+        }
         self.guarded(plan.llm.iter().map(|r| r.0), |r| {
             r.stages.llm_step(&mut r.sequences, &plan.llm)
         });
@@ -331,6 +335,20 @@ impl<B: Backend> Runner<B> {
             r.vocode(&plan.vocoder, now)
         });
         self.note_progress(plan, now);
+    }
+
+    /// Takes all tokens that were asked for.
+    fn settle(&mut self) {
+        let awaiting: Vec<usize> = (0..self.sequences.len())
+            .filter(|&i| self.sequences[i].is_admitted())
+            .collect();
+        if awaiting.is_empty() {
+            self.stages.forget_draws();
+        } else if self.stages.is_ahead() {
+            self.guarded(awaiting.into_iter(), |r| {
+                r.stages.settle(&mut r.sequences, 0)
+            });
+        }
     }
 
     /// Runs one stage; when it fails, or a bug panics, the requests at hand fail and the engine goes on.

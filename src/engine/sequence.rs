@@ -256,11 +256,37 @@ impl<B: Backend> Sequence<B> {
         Some((0..rows).flat_map(row).copied().collect())
     }
 
-    /// Takes a drawn token.
-    pub(super) fn accept(&mut self, sampled: Sampled) {
+    /// What tells it from all others.
+    pub(super) fn key(&self) -> (u64, usize) {
+        (self.job, self.part)
+    }
+
+    /// Where its last token stays on the device: no other sequence has its first page.
+    pub(super) fn slot(&self) -> Option<u32> {
+        self.kv_pages().first().copied()
+    }
+
+    pub(super) fn wants_token(&self) -> bool {
+        (self.generation.as_ref()).is_some_and(Generation::wants_token)
+    }
+
+    /// Notes that its token was asked for. The next row goes ahead, unless recorded random numbers are used: how many a token took decides which
+    /// come next.
+    pub(super) fn run_ahead(&mut self) {
+        let slot = self.slot().filter(|_| self.request.draws.is_none());
+        if let Some(generation) = &mut self.generation {
+            generation.run_ahead(slot);
+        }
+    }
+
+    /// Takes a drawn token; whether it was one: after the end it is nothing.
+    pub(super) fn accept(&mut self, sampled: Sampled) -> bool {
         let Some(generation) = &mut self.generation else {
-            return;
+            return false;
         };
+        if generation.stop().is_some() {
+            return false;
+        }
         self.uniforms_used += sampled.draws as usize;
         self.tokens.extend(generation.accept(sampled.token));
         if generation.stop().is_some() {
@@ -268,6 +294,7 @@ impl<B: Backend> Sequence<B> {
             self.lease = None;
         }
         self.poll_flow();
+        true
     }
 
     /// Speech tokens so far.

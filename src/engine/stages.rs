@@ -1,5 +1,6 @@
 //! The computation of one iteration: each method runs one stage for the sequences that the scheduler chose, as one batch.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::request::{EngineError, Request};
@@ -31,11 +32,20 @@ pub(super) struct Stages<B: Backend> {
     llm_ws: LlmWorkspace<B>,
     flow_ws: FlowWorkspace<B>,
     vocoder: VocodeStage<B>,
-    sampled: Ids<B>,
+    /// The last token of each sequence that decodes, by its first page.
+    tokens: Ids<B>,
+    /// Draws that are not read yet, oldest first.
+    draws: VecDeque<Draws<B>>,
     /// Finished flow states, for reuse.
     spare: Vec<FlowState<B>>,
     trace: Arc<Trace>,
     tokens_drawn: u64,
+}
+
+/// Draws of one step and whose they are: job and part.
+struct Draws<B: Backend> {
+    drawn: B::Drawn,
+    sequences: Vec<(u64, usize)>,
 }
 
 impl<B: Backend> Stages<B> {
@@ -55,7 +65,8 @@ impl<B: Backend> Stages<B> {
             llm_ws: LlmWorkspace::new(backend)?,
             flow_ws: FlowWorkspace::new(backend)?,
             vocoder: VocodeStage::new(backend, &models.hift)?,
-            sampled: backend.ids(&[])?,
+            tokens: backend.ids(&vec![0; pages])?,
+            draws: VecDeque::new(),
             spare: Vec::new(),
             trace,
             tokens_drawn: 0,
@@ -105,7 +116,8 @@ impl<B: Backend> Stages<B> {
             .map_err(|e| EngineError::Invalid(e.to_string()))
     }
 
-    /// Runs the given rows of each sequence and draws a token for those whose pending rows are all done.
+    /// Runs the given rows of each sequence and asks for a token for those whose pending rows are all done. Takes the tokens that were asked for
+    /// before, but for as many steps as the device may be ahead.
     pub(super) fn llm_step(
         &mut self,
         sequences: &mut [Sequence<B>],
@@ -129,6 +141,7 @@ impl<B: Backend> Stages<B> {
             backend,
             self.page_size,
             &steps,
+            Some(&self.tokens),
             &mut self.kv,
             &mut self.llm_ws,
             &self.trace,
@@ -139,7 +152,8 @@ impl<B: Backend> Stages<B> {
                 generation.advance(n);
             }
         }
-        self.draw(sequences, rows)
+        self.draw(sequences, rows)?;
+        self.settle(sequences, B::DRAWS_AHEAD)
     }
 
     fn draw(
@@ -150,29 +164,59 @@ impl<B: Backend> Stages<B> {
         let wanting: Vec<usize> = rows
             .iter()
             .map(|r| r.0)
-            .filter(|&i| {
-                sequences[i]
-                    .generation
-                    .as_ref()
-                    .is_some_and(|g| g.wants_token())
-            })
+            .filter(|&i| sequences[i].wants_token())
             .collect();
         if wanting.is_empty() {
             return Ok(());
         }
-        let sample_rows: Vec<_> = wanting
+        let (sample_rows, slots): (Vec<_>, Vec<_>) = wanting
             .iter()
-            .filter_map(|&i| sequences[i].sample_row(self.sampling))
-            .collect();
+            .filter_map(|&i| {
+                let sequence = &sequences[i];
+                Some((sequence.sample_row(self.sampling)?, sequence.slot()?))
+            })
+            .unzip();
         let backend = &self.models.backend;
-        backend.upload_ids(&vec![0; sample_rows.len()], &mut self.sampled)?;
-        let drawn = backend.sample(self.llm_ws.logits(), &sample_rows, &mut self.sampled)?;
+        let drawn = backend.draw(self.llm_ws.logits(), &sample_rows, &slots, &mut self.tokens)?;
         drop(sample_rows);
-        self.tokens_drawn += drawn.len() as u64;
-        for (i, sampled) in wanting.into_iter().zip(drawn) {
-            sequences[i].accept(sampled);
+        self.draws.push_back(Draws {
+            drawn,
+            sequences: wanting.iter().map(|&i| sequences[i].key()).collect(),
+        });
+        for i in wanting {
+            sequences[i].run_ahead();
         }
         Ok(())
+    }
+
+    /// Hands out drawn tokens until at most `keep` steps are not read yet; waits for the device where it has to.
+    pub(super) fn settle(
+        &mut self,
+        sequences: &mut [Sequence<B>],
+        keep: usize,
+    ) -> Result<(), EngineError> {
+        while self.draws.len() > keep
+            && let Some(draws) = self.draws.pop_front()
+        {
+            let drawn = self.models.backend.drawn(draws.drawn)?;
+            for (key, sampled) in draws.sequences.into_iter().zip(drawn) {
+                // Cancelled and failed ones are gone.
+                if let Some(sequence) = sequences.iter_mut().find(|s| s.key() == key) {
+                    self.tokens_drawn += u64::from(sequence.accept(sampled));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves what was asked for to nobody.
+    pub(super) fn forget_draws(&mut self) {
+        self.draws.clear();
+    }
+
+    /// Whether tokens were asked for and are not read yet.
+    pub(super) fn is_ahead(&self) -> bool {
+        !self.draws.is_empty()
     }
 
     /// One Euler step for each of `chosen`; a call that is new is encoded first, one that is finished leaves its mel.

@@ -113,7 +113,15 @@ fn tables_are_looked_up() {
             .map(|(n, w)| b.pack_embedding(&Weight::f32(&[n, 4], &w[..])).unwrap());
         let (which, ids) = (b.ids(&[0, 1, 0, 1]).unwrap(), b.ids(&[5, 2, 0, 0]).unwrap());
         let mut out = b.alloc(4, 4).unwrap();
-        b.embed(&[&tables[0], &tables[1]], &which, &ids, &mut out)
+        b.embed(&[&tables[0], &tables[1]], &which, &ids, None, &mut out)
+            .unwrap();
+        values(b, &out)
+    });
+    agree!("embed of drawn ids", COPY, |b| {
+        let table = b.pack_embedding(&Weight::f32(&[6, 4], &first[..])).unwrap();
+        let (which, ids) = (b.ids(&[0, 0, 0]).unwrap(), b.ids(&[-3, 1, -1]).unwrap());
+        let (drawn, mut out) = (b.ids(&[2, 0, 5]).unwrap(), b.alloc(3, 4).unwrap());
+        b.embed(&[&table], &which, &ids, Some(&drawn), &mut out)
             .unwrap();
         values(b, &out)
     });
@@ -125,7 +133,7 @@ fn tables_are_looked_up() {
         .unwrap();
     let mut out = cuda.alloc(1, 4).unwrap();
     let (which, ids) = (cuda.ids(&[0]).unwrap(), cuda.ids(&[6]).unwrap());
-    cuda.embed(&[&table], &which, &ids, &mut out).unwrap();
+    cuda.embed(&[&table], &which, &ids, None, &mut out).unwrap();
     assert!(
         values(&*cuda, &out).iter().all(|v| v.is_nan()),
         "no such row"

@@ -1,8 +1,8 @@
 //! The models on CUDA: against the official tensors in both precisions, whole utterances through the engine, batches bit for bit, and what
 //! happens when the device fails.
 //!
-//! With f32 the bounds are nearly those of the CPU. With bf16 they say what rounding every weight and activation to eight bits costs the kit's
-//! models, with a factor of about two to spare.
+//! With f32 the bounds are nearly those of the CPU. With bf16 they say what rounding every weight and activation to eight bits (eleven in the
+//! vocoder) costs the kit's models, with a factor of about two to spare.
 
 use std::sync::Arc;
 
@@ -10,8 +10,9 @@ use cosyvoice::cuda::{Cuda, Precision};
 use cosyvoice::engine::{self, EngineError, EngineHandle, EngineOptions, Request};
 
 use super::{Device, device, turn};
-use crate::engine::{request, sft_voice};
+use crate::engine::{request, sft_voice, start};
 use crate::parity::{e2e, flow, llm, vocoder};
+use crate::support::metrics::snr_db;
 use crate::support::{emulator, model};
 
 const LLM_F32: llm::Tolerances = llm::Tolerances {
@@ -27,9 +28,9 @@ const LLM_BF16: llm::Tolerances = llm::Tolerances {
 const FLOW_F32: f64 = 1e-7;
 const FLOW_BF16: f64 = 1e-3;
 const HIFT_STAGES_F32: f64 = 1e-9;
-const HIFT_STAGES_BF16: f64 = 1e-2;
+const HIFT_STAGES_BF16: f64 = 3e-4;
 const HIFT_F32_DB: f64 = 60.0;
-const HIFT_BF16_DB: f64 = 17.0;
+const HIFT_BF16_DB: f64 = 34.0;
 
 /// Runs a check on a device of its own, in one precision.
 fn on(precision: Precision, check: impl FnOnce(Cuda)) {
@@ -153,6 +154,24 @@ fn an_utterance_is_the_same_alone_and_in_a_batch() {
     for n in 1..3 {
         let alone = speak(&engine, request(&voice, n)).expect("speech");
         assert!(alone == together[n], "request {n} changed in a batch");
+    }
+}
+
+/// The device draws a step ahead of what the engine knows; on the CPU nothing is ahead.
+#[test]
+fn tokens_drawn_ahead_are_those_of_the_cpu() {
+    let Some(_turn) = turn() else { return };
+    let engine = engine(Precision::F32, 1, small());
+    let (cpu, voice) = start(EngineOptions::default());
+    for n in [0, 2] {
+        let [expected, actual] = [&cpu, &engine].map(|engine| {
+            let job = engine.submit(request(&voice, n)).expect("room");
+            job.collect().expect("speech")
+        });
+        assert_eq!(actual.1.speech_tokens, expected.1.speech_tokens);
+        // A token that differs would leave nothing alike.
+        let snr = snr_db(&actual.0, &expected.0);
+        assert!(snr > 40.0, "request {n}: {snr} dB");
     }
 }
 

@@ -80,6 +80,7 @@ fn the_tokens_of_the_cpu_are_drawn() {
                     step: i as u32,
                 },
                 history: &history[..i],
+                ahead: false,
                 forbidden: (i % 3 == 0).then_some(3),
             })
             .collect();
@@ -106,6 +107,7 @@ fn ties_and_edges_are_those_of_the_cpu() {
                     },
                     uniforms: Uniforms::Given([u, 1.0 - f64::EPSILON - u]),
                     history: &[],
+                    ahead: false,
                     forbidden: Some(0),
                 })
                 .collect();
@@ -123,9 +125,106 @@ fn large_vocabularies_are_drawn_from() {
         params: OFFICIAL,
         uniforms: Uniforms::Philox { seed: 9, step },
         history: &[],
+        ahead: false,
         forbidden: None,
     });
     same_as_on_the_cpu("a large vocabulary", v, &logits, &rows);
+}
+
+/// Draws of two steps, the second asked for before the first is read: those of a sampler that knows the first token.
+fn ahead_is_known<B: Sample>(b: &B) {
+    let (n, v) = (3, 40);
+    let steps = [1, 2].map(|seed| seeded(seed, n * v));
+    let logits = |step: usize| {
+        b.tensor(
+            n,
+            v,
+            &steps[step].iter().map(|x| 4.0 * x).collect::<Vec<_>>(),
+        )
+        .unwrap()
+    };
+    let row = |step: u32, history: &'static [i32], ahead: bool| SampleRow {
+        params: SampleParams {
+            window: 3,
+            // One repetition among the last three draws again.
+            repetition_rate: 0.3,
+            ..OFFICIAL
+        },
+        uniforms: Uniforms::Philox { seed: 4, step },
+        history,
+        ahead,
+        forbidden: None,
+    };
+    let slots = [5, 0, 2];
+    let mut tokens = b.ids(&[9; 6]).unwrap();
+    let histories: [&'static [i32]; 3] = [&[], &[1], &[1, 2, 3, 4, 5, 6]];
+    let rows = |step: u32| histories.map(|h| row(step, h, step > 0));
+    let first = b.draw(&logits(0), &rows(0), &slots, &mut tokens).unwrap();
+    let second = b.draw(&logits(1), &rows(1), &slots, &mut tokens).unwrap();
+    let (first, second) = (b.drawn(first).unwrap(), b.drawn(second).unwrap());
+    let mut left = Vec::new();
+    b.download_ids(&tokens, &mut left).unwrap();
+    let mut ids = b.ids(&[0; 3]).unwrap();
+    for (i, &slot) in slots.iter().enumerate() {
+        assert_eq!(left[slot as usize], second[i].token);
+    }
+    assert_eq!(left[1], 9, "a slot that nobody asked for");
+    let histories = [0, 1, 2].map(|i| [histories[i], &[first[i].token]].concat());
+    let known: Vec<SampleRow<'_>> = (histories.iter())
+        .map(|history| SampleRow {
+            history,
+            ..row(1, &[], false)
+        })
+        .collect();
+    assert_eq!(b.sample(&logits(1), &known, &mut ids).unwrap(), second);
+    // The same token again: it is drawn anew because of the one that is ahead.
+    let again = b.draw(&logits(0), &rows(0), &slots, &mut tokens).unwrap();
+    let repeated = [0; 3].map(|_| SampleRow {
+        uniforms: Uniforms::Given([0.0, 0.5]),
+        ..row(0, &[], true)
+    });
+    let peaked: Vec<f32> = (first.iter())
+        .flat_map(|s| (0..v as i32).map(|i| if i == s.token { 30.0 } else { 0.0 }))
+        .collect();
+    let peaked = b.tensor(n, v, &peaked).unwrap();
+    let redrawn = b.draw(&peaked, &repeated, &slots, &mut tokens).unwrap();
+    assert_eq!(b.drawn(again).unwrap(), first);
+    for (redrawn, first) in b.drawn(redrawn).unwrap().iter().zip(&first) {
+        assert_eq!(redrawn.draws, 2);
+        assert_ne!(redrawn.token, first.token);
+    }
+}
+
+#[test]
+fn a_token_that_is_ahead_counts_as_history() {
+    ahead_is_known(&cpu());
+    if let Some(cuda) = device(Precision::Bf16) {
+        ahead_is_known(&*cuda);
+    }
+}
+
+/// Draws that nobody reads leave the device in order.
+#[test]
+fn draws_may_be_left_unread() {
+    let Some(cuda) = device(Precision::Bf16) else {
+        return;
+    };
+    let logits = cuda.tensor(1, 9, &seeded(1, 9)).unwrap();
+    let row = SampleRow {
+        params: OFFICIAL,
+        uniforms: Uniforms::Philox { seed: 1, step: 0 },
+        history: &[],
+        ahead: false,
+        forbidden: None,
+    };
+    let mut tokens = cuda.ids(&[0]).unwrap();
+    let rows = [row];
+    drop(cuda.draw(&logits, &rows, &[0], &mut tokens).unwrap());
+    let read = cuda.draw(&logits, &rows, &[0], &mut tokens).unwrap();
+    assert_eq!(
+        cuda.drawn(read).unwrap(),
+        cuda.sample(&logits, &rows, &mut tokens).unwrap()
+    );
 }
 
 #[test]

@@ -13,7 +13,8 @@ use cosyvoice::model::voice::Voice;
 
 use crate::support::golden;
 
-fn start(options: EngineOptions) -> (EngineHandle, Arc<Voice>) {
+/// On the CPU.
+pub(crate) fn start(options: EngineOptions) -> (EngineHandle, Arc<Voice>) {
     let checkpoint = Checkpoint::open(golden::model_dir()).unwrap_or_else(|e| panic!("{e}"));
     let voice = sft_voice();
     let backend = || {

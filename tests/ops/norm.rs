@@ -143,6 +143,7 @@ fn sampling_follows_the_reference() {
                     step: i as u32,
                 },
                 history: &history,
+                ahead: false,
                 forbidden: (i % 2 == 0).then_some(3),
             })
             .collect();

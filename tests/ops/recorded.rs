@@ -42,6 +42,7 @@ fn sampling_draws_the_official_tokens() {
             params: OFFICIAL,
             uniforms: Uniforms::Given([uniforms[2 * i], uniforms[2 * i + 1]]),
             history: &decoded[i * width..][..length as usize],
+            ahead: false,
             forbidden: (ignore_eos != 0).then_some(end),
         });
         expected.push((token, draws as u32, candidates as u32));
@@ -77,6 +78,7 @@ fn nucleus_draws_the_official_tokens() {
             },
             uniforms: Uniforms::Given([param[1], 0.0]),
             history: &[],
+            ahead: false,
             forbidden: None,
         };
         let logits = tensor(

@@ -61,7 +61,7 @@ impl<B: Backend> Rig<B> {
     fn step(&mut self, sequences: &[StepSequence<'_>], trace: &Trace) {
         let (kv, ws) = (&mut self.kv, &mut self.ws);
         self.llm
-            .step(&self.backend, PAGE_SIZE, sequences, kv, ws, trace)
+            .step(&self.backend, PAGE_SIZE, sequences, None, kv, ws, trace)
             .unwrap();
     }
 
@@ -402,6 +402,7 @@ fn sampling_choices() {
                 params,
                 uniforms: Uniforms::Given([u[2 * i], u[2 * i + 1]]),
                 history,
+                ahead: false,
                 forbidden: (case[1] == 1).then_some(end),
             },
         );
@@ -424,6 +425,7 @@ fn sampling_choices() {
                 },
                 uniforms: Uniforms::Given([nucleus[2 * i + 1], 0.0]),
                 history: &[],
+                ahead: false,
                 forbidden: None,
             },
         );

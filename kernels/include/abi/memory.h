@@ -26,12 +26,13 @@ typedef struct InterpolateParams {
 
 #define EMBED_TABLES 4
 
-/* out[i] = tables[which[i]][ids[i]] */
+/* out[i] = tables[which[i]][ids[i]], where the id -1 - s stands for drawn[s] */
 typedef struct EmbedParams {
     Mat tables[EMBED_TABLES];
     Mat out;
     uint64_t which;
     uint64_t ids;
+    uint64_t drawn;
+    int32_t drawn_count;
     int32_t table_count;
-    int32_t reserved;
 } EmbedParams;

@@ -23,6 +23,9 @@ typedef struct SampleRowParams {
     /* The last tokens: ids `history_first` to `history_first + history_count` of SampleParams.history. */
     int32_t history_first;
     int32_t history_count;
+    /* Where the drawn token goes: tokens[slot]. What stood there is the token after the history, if `ahead`. */
+    int32_t slot;
+    int32_t ahead;
     int32_t reserved;
 } SampleRowParams;
 
@@ -40,7 +43,7 @@ typedef struct SampleParams {
     uint64_t rows;
     /* int32 */
     uint64_t history;
-    /* int32 [B] */
+    /* int32, by slot */
     uint64_t tokens;
     /* SampledRow [B] */
     uint64_t results;

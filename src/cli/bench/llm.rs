@@ -80,6 +80,7 @@ fn steps<B: Backend>(
                 backend,
                 PAGE_SIZE,
                 &sequences,
+                None,
                 &mut kv,
                 &mut ws,
                 &Trace::off(),

@@ -319,7 +319,7 @@ impl<B: Backend> Flow<B> {
         backend.upload_ids(&vec![0; tokens.len()], &mut ws.tables)?;
         backend.resize(&mut ws.embedded, tokens.len(), self.config.input_size)?;
         let table = [&self.embedding];
-        backend.embed(&table, &ws.tables, &ws.ids, &mut ws.embedded)
+        backend.embed(&table, &ws.tables, &ws.ids, None, &mut ws.embedded)
     }
 
     /// Unit-length speaker embeddings, projected to `[B, C]`.

@@ -130,7 +130,8 @@ impl<B: Backend> Llm<B> {
     }
 
     /// Runs the new rows of every sequence; their keys and values enter the cache, the wanted logits are in the workspace afterwards.
-    /// Prefill may be cut into chunks at will: the values do not depend on how, nor on the other sequences.
+    /// Prefill may be cut into chunks at will: the values do not depend on how, nor on the other sequences. `drawn` holds the tokens of
+    /// [`InputToken::Drawn`].
     ///
     /// # Errors
     /// When the device fails.
@@ -139,6 +140,7 @@ impl<B: Backend> Llm<B> {
         backend: &B,
         page_size: usize,
         sequences: &[StepSequence<'_>],
+        drawn: Option<&Ids<B>>,
         kv: &mut B::KvCache,
         ws: &mut LlmWorkspace<B>,
         trace: &Trace,
@@ -164,13 +166,14 @@ impl<B: Backend> Llm<B> {
             .map(last)
             .collect();
         backend.upload_ids(&rows, &mut ws.rows)?;
-        backend.recorded(|| self.forward(backend, kv, ws, trace))
+        backend.recorded(|| self.forward(backend, drawn, kv, ws, trace))
     }
 
     /// The same for rows, plan and wanted rows that are in the workspace.
     fn forward(
         &self,
         backend: &B,
+        drawn: Option<&Ids<B>>,
         kv: &mut B::KvCache,
         ws: &mut LlmWorkspace<B>,
         trace: &Trace,
@@ -185,7 +188,7 @@ impl<B: Backend> Llm<B> {
         }
         backend.resize(h, n, d)?;
         let tables = [&self.text, &self.speech, &self.marks];
-        backend.embed(&tables, &ws.which, &ws.ids, h)?;
+        backend.embed(&tables, &ws.which, &ws.ids, drawn, h)?;
         trace.record(backend, "llm.lm_input", h)?;
         let (last, wanted) = (self.blocks.len() - 1, ws.rows.len());
         // Past the last layer's keys and values only the wanted rows matter.

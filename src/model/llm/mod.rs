@@ -21,6 +21,8 @@ pub use prompt::{Conditioning, Limits, PromptError, Vocabulary};
 pub enum InputToken {
     Text(i32),
     Speech(i32),
+    /// The speech token that was drawn last for a slot (see [`Sample::draw`](crate::backend::Sample::draw)) and is not known here yet.
+    Drawn(u32),
     /// Start of the sequence.
     Sos,
     /// Ends the text: speech follows.
@@ -33,6 +35,7 @@ impl InputToken {
         match self {
             InputToken::Text(id) => (0, id),
             InputToken::Speech(id) => (1, id),
+            InputToken::Drawn(slot) => (1, !(slot as i32)),
             InputToken::Sos => (2, 0),
             InputToken::Task => (2, 1),
         }
