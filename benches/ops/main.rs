@@ -1,9 +1,11 @@
 //! Ops at the official sizes, in GFLOP/s or GB/s and as a share of what this machine was measured to reach:
-//! `cargo bench --bench ops [filter]`.
+//! `cargo bench --bench ops [filter]`, with `BENCH_DEVICE=cuda` on the first GPU.
 
 mod dense;
+mod others;
 
 use cosyvoice::cpu::{Cpu, CpuOptions, Peaks, WeightPrecision};
+use cosyvoice::cuda::{Cuda, CudaOptions, PeakWork};
 use criterion::Criterion;
 
 /// The backend under test and the machine's limits.
@@ -57,6 +59,30 @@ fn main() {
         .measurement_time(std::time::Duration::from_secs(2))
         .warm_up_time(std::time::Duration::from_millis(300))
         .configure_from_args();
-    dense::all(&mut c);
+    if std::env::var("BENCH_DEVICE").is_ok_and(|device| device == "cuda") {
+        on_cuda(&mut c);
+    } else {
+        dense::all(&mut c);
+        on_cpu(&mut c);
+    }
     c.final_summary();
+}
+
+fn on_cpu(c: &mut Criterion) {
+    let Bench { cpu, peaks } = Bench::new(WeightPrecision::F32);
+    let limits = others::Limits {
+        read_bytes_per_s: peaks.read_bytes_per_s,
+        flops_per_s: peaks.f32_flops_per_s,
+    };
+    others::all(c, &cpu, size_of::<f32>(), &limits);
+}
+
+fn on_cuda(c: &mut Criterion) {
+    let cuda = Cuda::open(CudaOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    let peaks = (cuda.measure_peaks(PeakWork::default())).unwrap_or_else(|e| panic!("{e}"));
+    let limits = others::Limits {
+        read_bytes_per_s: peaks.read_bytes_per_s,
+        flops_per_s: peaks.mma_flops_per_s,
+    };
+    others::all(c, &cuda, size_of::<u16>(), &limits);
 }

@@ -12,6 +12,18 @@ pub trait Memory: Sized {
     /// A lookup table `[V, C]` in the precision of the checkpoint.
     type Embedding: Send + Sync;
 
+    /// A point in the row of all that was asked for.
+    type Mark: Send;
+
+    /// The point after everything that was asked for so far.
+    fn mark(&self) -> Result<Self::Mark>;
+
+    /// Whether everything before the point has been done.
+    fn is_reached(&self, mark: &Self::Mark) -> Result<bool>;
+
+    /// Waits for it.
+    fn reach(&self, mark: &Self::Mark) -> Result<()>;
+
     /// Waits until everything that was asked for has been done; nothing to do where ops return when they are done.
     fn synchronize(&self) -> Result<()> {
         Ok(())

@@ -41,6 +41,15 @@ pub trait Backend:
 {
     /// Short name for logs and reports, such as `cpu` or `cuda:0`.
     fn name(&self) -> &str;
+
+    /// Another handle on the same device, whose work does not wait for what is asked of this one and goes before it. Each has its own tensors:
+    /// nothing orders the work of the two. None where all work takes turns.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn urgent(&self) -> Result<Option<Self>> {
+        Ok(None)
+    }
 }
 
 /// Failures of the device itself. Wrong shapes are not among them: they are bugs.

@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 use crate::settings::Flags;
 
 mod batch;
-mod bench;
+pub mod bench;
 mod convert;
 mod doctor;
 mod inspect;

@@ -48,10 +48,14 @@ pub struct CudaOptions {
     pub precision: Precision,
 }
 
-/// One CUDA device as a [`Backend`](crate::backend::Backend). All ops are ordered on one stream.
+/// Of the stream of urgent work; the driver takes the most urgent one that it has.
+const URGENT: i32 = -8;
+
+/// One CUDA device as a [`Backend`](crate::backend::Backend). All ops of one handle are ordered on its stream.
 pub struct Cuda {
     name: String,
     pub(super) options: CudaOptions,
+    images: Images,
     pub(super) context: Arc<CudaContext>,
     pub(super) stream: Arc<CudaStream>,
     pub(super) launcher: Launcher,
@@ -108,7 +112,7 @@ impl Cuda {
         };
         result::init().map_err(fail("starting the driver"))?;
         let context = CudaContext::new(options.ordinal).map_err(fail("opening the device"))?;
-        // SAFETY: no slice exists yet. Everything runs on one stream, which orders it; events would only disturb graph capture.
+        // SAFETY: no slice exists yet. What belongs together runs on one stream, which orders it; events would only disturb graph capture.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(fail("making a stream"))?;
         let attribute = |a| context.attribute(a).map_err(fail("reading an attribute"));
@@ -117,19 +121,39 @@ impl Cuda {
         let compute_capability = context
             .compute_capability()
             .map_err(fail("reading the compute capability"))?;
-        let launcher = Launcher::new(&name, context.clone(), stream.clone(), images);
-        let staging = Staging::new(&name, context.clone(), stream.clone())?;
+        let multiprocessors = multiprocessors.max(1) as usize;
+        let chip = (multiprocessors, compute_capability);
+        Self::on_stream(name, options, images, stream, chip)
+    }
+
+    /// The same device on a stream of its own.
+    fn beside(&self, priority: i32) -> Result<Self> {
+        let stream = (self.context.new_stream_with_priority(priority))
+            .map_err(|e| self.error("making a stream", e))?;
+        let chip = (self.multiprocessors, self.compute_capability);
+        Self::on_stream(self.name.clone(), self.options, self.images, stream, chip)
+    }
+
+    fn on_stream(
+        name: String,
+        options: CudaOptions,
+        images: Images,
+        stream: Arc<CudaStream>,
+        (multiprocessors, compute_capability): (usize, (i32, i32)),
+    ) -> Result<Self> {
+        let context = stream.context().clone();
         Ok(Self {
+            launcher: Launcher::new(&name, context.clone(), stream.clone(), images),
+            staging: Staging::new(&name, context.clone(), stream.clone())?,
             name,
             options,
+            images,
             context,
             stream,
-            launcher,
-            staging,
             sampling: SampleMemory::default(),
             source: SourceMemory::default(),
             shared_tiles: OnceLock::new(),
-            multiprocessors: multiprocessors.max(1) as usize,
+            multiprocessors,
             compute_capability,
         })
     }
@@ -199,6 +223,10 @@ impl Cuda {
 impl Backend for Cuda {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn urgent(&self) -> Result<Option<Self>> {
+        self.beside(URGENT).map(Some)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaStream, PinnedHostSlice, result};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, PinnedHostSlice, result};
 
 use super::Cuda;
 use super::abi;
@@ -174,6 +174,26 @@ impl Cuda {
 }
 
 impl Memory for Cuda {
+    type Mark = CudaEvent;
+
+    fn mark(&self) -> Result<CudaEvent> {
+        self.launcher.flush()?;
+        let fail = |e| self.error("marking a point of the stream", e);
+        let event = self.context.new_event(None).map_err(fail)?;
+        event.record(&self.stream).map_err(fail)?;
+        Ok(event)
+    }
+
+    fn is_reached(&self, mark: &CudaEvent) -> Result<bool> {
+        mark.try_is_complete()
+            .map_err(|e| self.error("asking for a point of the stream", e))
+    }
+
+    fn reach(&self, mark: &CudaEvent) -> Result<()> {
+        mark.synchronize()
+            .map_err(|e| self.error("waiting for a point of the stream", e))
+    }
+
     type Buf = Buffer;
     type IdBuf = IdBuffer;
     type Embedding = CudaEmbedding;

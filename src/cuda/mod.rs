@@ -47,5 +47,5 @@ pub use conv::{CudaConv1d, CudaConvT1d};
 pub use dense::CudaLinear;
 pub use device::{Cuda, CudaOptions, Precision};
 pub use images::{BUILD_INFO, Images};
-pub use peaks::DevicePeaks;
+pub use peaks::{DevicePeaks, PeakWork};
 pub use probe::{DeviceInfo, DriverInfo, describe, free_bytes, probe, usable};

@@ -9,17 +9,33 @@ use crate::backend::{Memory, Result};
 const READ: Kernel = Kernel::new("peaks", "peak_read");
 const MMA: Kernel = Kernel::new("peaks", "peak_mma");
 
-/// Far more than any cache.
-const READ_BYTES: usize = 2 << 30;
 const READ_THREADS: u32 = 512;
 const MMA_THREADS: u32 = 256;
 /// Blocks of a multiprocessor.
 const BLOCKS: usize = 4;
-const STEPS: usize = 1 << 14;
 /// Products of one step of a warp, and operations of one product (16 x 8 x 16, two each).
 const CHAINS: usize = 8;
 const FLOP: usize = 2 * 16 * 8 * 16;
 const ROUNDS: usize = 10;
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct PeakWork {
+    /// Bytes to read, a multiple of 16.
+    pub read_bytes: usize,
+    /// Products of each warp, in eights.
+    pub steps: usize,
+}
+
+impl Default for PeakWork {
+    /// Far more than any cache; less than a second.
+    fn default() -> Self {
+        Self {
+            read_bytes: 2 << 30,
+            steps: 1 << 14,
+        }
+    }
+}
 
 /// Limits of a device, best of several rounds.
 #[derive(Clone, Copy, Debug)]
@@ -31,16 +47,16 @@ pub struct DevicePeaks {
 }
 
 impl Cuda {
-    /// Measures the device: less than a second, 2 GiB.
+    /// Measures the device.
     ///
     /// # Errors
     /// When there is no room, or what the device reports.
-    pub fn measure_peaks(&self) -> Result<DevicePeaks> {
-        let data = self.bytes(READ_BYTES, "the memory benchmark")?;
+    pub fn measure_peaks(&self, work: PeakWork) -> Result<DevicePeaks> {
+        let data = self.bytes(work.read_bytes, "the memory benchmark")?;
         let out = self.bytes(4, "the benchmarks' result")?;
         let read = abi::PeakReadParams {
             data: data.address(),
-            vectors: (READ_BYTES / 16) as u64,
+            vectors: (work.read_bytes / 16) as u64,
             out: out.address(),
         };
         let blocks = self.multiprocessors() * BLOCKS;
@@ -53,7 +69,7 @@ impl Cuda {
         })?;
         let mma = abi::PeakMmaParams {
             out: out.address(),
-            steps: STEPS as i32,
+            steps: work.steps as i32,
             reserved: 0,
         };
         let mma_s = self.best_seconds(|| {
@@ -65,8 +81,8 @@ impl Cuda {
         })?;
         let warps = blocks * MMA_THREADS as usize / 32;
         Ok(DevicePeaks {
-            read_bytes_per_s: READ_BYTES as f64 / read_s,
-            mma_flops_per_s: (warps * STEPS * CHAINS * FLOP) as f64 / mma_s,
+            read_bytes_per_s: work.read_bytes as f64 / read_s,
+            mma_flops_per_s: (warps * work.steps * CHAINS * FLOP) as f64 / mma_s,
         })
     }
 

@@ -169,7 +169,8 @@ impl<B: Backend> Runner<B> {
             self.drop_cancelled();
             let now = self.started.elapsed();
             let views: Vec<_> = self.sequences.iter().map(|s| s.view(&self.pool)).collect();
-            let plan = scheduler::plan(&views, self.pool.free(), &self.options.budgets, now);
+            let mut plan = scheduler::plan(&views, self.pool.free(), &self.options.budgets, now);
+            self.pace(&mut plan);
             if !plan.is_empty() {
                 self.execute(&plan, now);
             } else if self.stages.is_ahead() {
@@ -335,6 +336,27 @@ impl<B: Backend> Runner<B> {
             r.vocode(&plan.vocoder, now)
         });
         self.note_progress(plan, now);
+    }
+
+    /// Leaves flow and vocoder out where the device is behind with them and the language model can go on; else waits.
+    fn pace(&mut self, plan: &mut Plan) {
+        let chosen: Vec<usize> = plan.flow.iter().chain(&plan.vocoder).copied().collect();
+        if chosen.is_empty() {
+            return;
+        }
+        let can_go_on = !plan.llm.is_empty() || self.stages.is_ahead();
+        let mut later = false;
+        self.guarded(chosen.into_iter(), |r| {
+            later = r.stages.is_behind()? && can_go_on;
+            if !later {
+                r.stages.catch_up()?;
+            }
+            Ok(())
+        });
+        if later {
+            plan.flow.clear();
+            plan.vocoder.clear();
+        }
     }
 
     /// Takes all tokens that were asked for.

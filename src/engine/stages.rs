@@ -15,12 +15,25 @@ use crate::tensor::{Ids, Trace};
 /// Values that the prefixes of streamed flow calls may take, over all sequences: 2 GiB in f32.
 const PREFIX_VALUES: usize = 1 << 29;
 
-/// The models of one checkpoint on one device.
+/// Euler steps and vocoder calls that the device may be behind: one in work, one that waits. With more, the first audio of a stream would wait for all
+/// that was asked before.
+const BACKLOG: usize = 2;
+
+/// The models of one checkpoint on one device. Nothing on the device goes from the language model to the others: tokens come to the host in between.
 pub(super) struct Models<B: Backend> {
+    /// Runs flow and vocoder.
     pub(super) backend: B,
+    /// Runs the language model, where it need not wait for the others.
+    pub(super) urgent: Option<B>,
     pub(super) llm: Llm<B>,
     pub(super) flow: Flow<B>,
     pub(super) hift: Hift<B>,
+}
+
+impl<B: Backend> Models<B> {
+    fn llm_backend(&self) -> &B {
+        self.urgent.as_ref().unwrap_or(&self.backend)
+    }
 }
 
 /// Models, KV cache and workspaces of one engine.
@@ -36,6 +49,8 @@ pub(super) struct Stages<B: Backend> {
     tokens: Ids<B>,
     /// Draws that are not read yet, oldest first.
     draws: VecDeque<Draws<B>>,
+    /// The ends of Euler steps and vocoder calls that may not be done yet, oldest first.
+    backlog: VecDeque<B::Mark>,
     /// Finished flow states, for reuse.
     spare: Vec<FlowState<B>>,
     trace: Arc<Trace>,
@@ -57,16 +72,17 @@ impl<B: Backend> Stages<B> {
         page_size: usize,
         trace: Arc<Trace>,
     ) -> Result<Self, EngineError> {
-        let backend = &models.backend;
+        let (backend, llm_backend) = (&models.backend, models.llm_backend());
         Ok(Self {
-            kv: backend.alloc_kv(models.llm.kv_shape(pages, page_size))?,
+            kv: llm_backend.alloc_kv(models.llm.kv_shape(pages, page_size))?,
             page_size,
             sampling: models.llm.config().sampling,
-            llm_ws: LlmWorkspace::new(backend)?,
+            llm_ws: LlmWorkspace::new(llm_backend)?,
             flow_ws: FlowWorkspace::new(backend)?,
             vocoder: VocodeStage::new(backend, &models.hift)?,
-            tokens: backend.ids(&vec![0; pages])?,
+            tokens: llm_backend.ids(&vec![0; pages])?,
             draws: VecDeque::new(),
+            backlog: VecDeque::new(),
             spare: Vec::new(),
             trace,
             tokens_drawn: 0,
@@ -123,7 +139,7 @@ impl<B: Backend> Stages<B> {
         sequences: &mut [Sequence<B>],
         rows: &[(usize, usize)],
     ) -> Result<(), EngineError> {
-        let Models { backend, llm, .. } = &self.models;
+        let (backend, llm) = (self.models.llm_backend(), &self.models.llm);
         let steps: Vec<StepSequence<'_>> = rows
             .iter()
             .filter_map(|&(i, n)| {
@@ -176,8 +192,12 @@ impl<B: Backend> Stages<B> {
                 Some((sequence.sample_row(self.sampling)?, sequence.slot()?))
             })
             .unzip();
-        let backend = &self.models.backend;
-        let drawn = backend.draw(self.llm_ws.logits(), &sample_rows, &slots, &mut self.tokens)?;
+        let drawn = self.models.llm_backend().draw(
+            self.llm_ws.logits(),
+            &sample_rows,
+            &slots,
+            &mut self.tokens,
+        )?;
         drop(sample_rows);
         self.draws.push_back(Draws {
             drawn,
@@ -198,7 +218,7 @@ impl<B: Backend> Stages<B> {
         while self.draws.len() > keep
             && let Some(draws) = self.draws.pop_front()
         {
-            let drawn = self.models.backend.drawn(draws.drawn)?;
+            let drawn = self.models.llm_backend().drawn(draws.drawn)?;
             for (key, sampled) in draws.sequences.into_iter().zip(drawn) {
                 // Cancelled and failed ones are gone.
                 if let Some(sequence) = sequences.iter_mut().find(|s| s.key() == key) {
@@ -244,6 +264,28 @@ impl<B: Backend> Stages<B> {
             if sequences[i].flow.as_ref().is_some_and(FlowState::is_done) {
                 self.take_mel(&mut sequences[i])?;
             }
+        }
+        self.backlog.push_back(self.models.backend.mark()?);
+        Ok(())
+    }
+
+    /// Whether flow and vocoder have enough to do.
+    pub(super) fn is_behind(&mut self) -> Result<bool, EngineError> {
+        let backend = &self.models.backend;
+        while let Some(mark) = self.backlog.front()
+            && backend.is_reached(mark)?
+        {
+            self.backlog.pop_front();
+        }
+        Ok(self.backlog.len() >= BACKLOG)
+    }
+
+    /// Waits until they can take more.
+    pub(super) fn catch_up(&mut self) -> Result<(), EngineError> {
+        while self.backlog.len() >= BACKLOG
+            && let Some(mark) = self.backlog.pop_front()
+        {
+            self.models.backend.reach(&mark)?;
         }
         Ok(())
     }

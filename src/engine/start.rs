@@ -73,12 +73,15 @@ where
 /// Fills the three models; every fault of the checkpoint is in one error.
 fn load<B: Backend>(checkpoint: &Checkpoint, backend: B) -> Result<Models<B>> {
     let config = checkpoint.config();
-    let llm = Llm::load(&backend, &checkpoint.llm(), &config.llm)?;
+    let urgent = backend.urgent()?;
+    let llm_backend = urgent.as_ref().unwrap_or(&backend);
+    let llm = Llm::load(llm_backend, &checkpoint.llm(), &config.llm)?;
     let flow = Flow::load(&backend, &checkpoint.flow(), &config.flow)?;
     let hift = Hift::load(&backend, &checkpoint.hift(), &config.hift)?;
     checkpoint.finish()?;
     Ok(Models {
         backend,
+        urgent,
         llm,
         flow,
         hift,

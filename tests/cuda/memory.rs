@@ -1,11 +1,12 @@
 //! Allocation, copies and lookups.
 
 use cosyvoice::backend::{Memory, Weight};
-use cosyvoice::cuda::{Dtype, Precision};
+use cosyvoice::cuda::{Dtype, PeakWork, Precision};
 use cosyvoice::tensor::Segments;
 
 use super::{COPY, agree, device, values};
 use crate::ops::cases::values as seeded;
+use crate::support::emulator;
 
 #[test]
 fn what_is_uploaded_comes_back() {
@@ -138,4 +139,25 @@ fn tables_are_looked_up() {
         values(&*cuda, &out).iter().all(|v| v.is_nan()),
         "no such row"
     );
+}
+
+/// The benchmarks' own kernels, small: they end, and what they measure is a number.
+#[test]
+fn limits_are_measured() {
+    let Some(cuda) = device(Precision::Bf16) else {
+        return;
+    };
+    let work = PeakWork {
+        read_bytes: 16 * 1001,
+        steps: 2,
+    };
+    let peaks = cuda.measure_peaks(work).unwrap();
+    for rate in [peaks.read_bytes_per_s, peaks.mma_flops_per_s] {
+        assert!(rate.is_finite() && rate > 0.0);
+    }
+}
+
+#[test]
+fn checked() {
+    emulator::run_checked("cuda::memory::");
 }

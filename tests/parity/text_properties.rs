@@ -72,10 +72,14 @@ fn texts() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 1..80).prop_map(|pieces| pieces.concat())
 }
 
+/// Letters and digits, but for those of tags that only name a language: they say nothing by themselves.
 fn letters<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     texts
         .into_iter()
-        .flat_map(str::chars)
+        .flat_map(|text| {
+            let text = text.replace("<|zh|>", "").replace("<|en|>", "");
+            text.chars().collect::<Vec<_>>()
+        })
         .filter(|c| c.is_alphanumeric())
         .collect()
 }

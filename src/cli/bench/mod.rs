@@ -12,7 +12,7 @@ use super::model::{Weights, resolve_model_dir};
 use crate::backend::{Backend, Result};
 use crate::checkpoint::Checkpoint;
 use crate::cpu::{Cpu, CpuOptions, Peaks};
-use crate::cuda::{Cuda, CudaOptions};
+use crate::cuda::{Cuda, CudaOptions, PeakWork};
 use crate::engine::{self, Device, EngineOptions};
 use crate::model::config::ModelConfig;
 use crate::tensor::Trace;
@@ -20,6 +20,7 @@ use crate::tensor::Trace;
 mod cost;
 mod flow;
 mod llm;
+pub mod ops;
 mod pipeline;
 mod products;
 mod roofline;
@@ -46,6 +47,9 @@ pub(super) struct Args {
     /// Linear layers by themselves instead of whole stages.
     #[arg(long)]
     products: bool,
+    /// Single operations other than linear layers instead of whole stages.
+    #[arg(long, conflicts_with = "products")]
+    ops: bool,
     /// Whole utterances through the engine instead of single stages: offline (`--batch`), streamed (`--streams`), arriving at random (`--arrivals`).
     #[arg(long)]
     pipeline: bool,
@@ -90,8 +94,9 @@ struct Bench<'a, B: Backend> {
     checkpoint: &'a Checkpoint,
     backend: &'a B,
     limits: Limits,
-    /// Of a stored weight of a linear layer.
+    /// Of a stored weight of a linear layer, and of a stored activation.
     bytes_per_weight: usize,
+    bytes_per_value: usize,
     args: &'a Args,
 }
 
@@ -152,6 +157,7 @@ fn on_cpu(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
                 flops_per_s: peaks.f32_flops_per_s,
             },
             bytes_per_weight: weights.bytes(),
+            bytes_per_value: size_of::<f32>(),
             args,
         };
         stages(&bench, out)?;
@@ -165,7 +171,7 @@ fn on_cuda(args: &Args, ordinal: usize, out: &mut impl Write) -> anyhow::Result<
         ..CudaOptions::default()
     };
     let backend = Cuda::open(options)?;
-    let peaks = backend.measure_peaks()?;
+    let peaks = backend.measure_peaks(PeakWork::default())?;
     writeln!(
         out,
         "{}: reads {:.0} GB/s; bf16 products by mma.sync {:.0} TFLOP/s",
@@ -187,6 +193,7 @@ fn on_cuda(args: &Args, ordinal: usize, out: &mut impl Write) -> anyhow::Result<
             flops_per_s: peaks.mma_flops_per_s,
         },
         bytes_per_weight: Weights::Bf16.bytes(),
+        bytes_per_value: Weights::Bf16.bytes(),
         args,
     };
     stages(&bench, out)
@@ -196,6 +203,9 @@ fn on_cuda(args: &Args, ordinal: usize, out: &mut impl Write) -> anyhow::Result<
 fn stages<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> anyhow::Result<()> {
     if bench.args.products {
         return products::run(bench, out);
+    }
+    if bench.args.ops {
+        return ops::run(bench, out);
     }
     let tokens_per_s = llm::run(bench, out)?;
     let flow_s = flow::run(bench, out)?;
