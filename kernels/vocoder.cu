@@ -27,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(PHASE_THREADS) source_phases(const 
         for (int first = 0; first < frames; first += step) {
             const int count = min(step, frames - first);
             for (int i = threadIdx.x; i < count * width; i += PHASE_THREADS) {
-                const float hz = load1(p.f0, start + first + i / width);
+                const float hz = pointer<const float>(p.f0.data)[start + first + i / width];
                 const float t = hz * float(low + i % width + 1) / p.sample_rate_hz;
                 const float part = t - truncf(t);
                 turns[i] = part < 0.0f ? part + 1.0f : part;
@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(SOURCE_THREADS) sine_source(const _
     const float position = fmaxf(fmaf(p.frames_per_sample, float(i) + 0.5f, -0.5f), 0.0f);
     const int low = min(int(position), frames - 1), high = min(low + 1, frames - 1);
     const float weight = fminf(fmaxf(position - float(low), 0.0f), 1.0f);
-    const bool voiced = load1(p.f0, start + i / p.upsample) > p.voiced_threshold_hz;
+    const bool voiced = pointer<const float>(p.f0.data)[start + i / p.upsample] > p.voiced_threshold_hz;
     const float sine_amp = voiced ? p.sine_amp : 0.0f, noise_amp = voiced ? p.noise_std : p.sine_amp / 3.0f;
     const float* before = pointer<const float>(p.phases) + size_t(start + low) * p.harmonics;
     const float* after = pointer<const float>(p.phases) + size_t(start + high) * p.harmonics;

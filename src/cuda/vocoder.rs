@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Cuda;
 use super::abi;
-use super::buffer::{Bytes, NO_MAT};
+use super::buffer::{Bytes, Dtype, NO_MAT};
 use super::launch::{Kernel, Shape};
 use crate::backend::{Result, SineSource, SourceNoise, Vocoder, check_shape};
 use crate::tensor::{Segments, Tensor};
@@ -34,6 +34,7 @@ impl Vocoder for Cuda {
     ) -> Result<()> {
         let (harmonics, up) = (params.harmonics, params.upsample);
         check_shape!("sine_source", f0.shape(), (segments.total(), 1));
+        check_shape!("sine_source", f0.dtype(), Dtype::F32);
         check_shape!("sine_source", out.shape(), (f0.rows() * up, 1));
         check_shape!("sine_source", w.shape(), (1, harmonics));
         check_shape!("sine_source", b.shape(), (1, 1));
