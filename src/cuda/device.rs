@@ -114,6 +114,7 @@ impl Cuda {
         let context = CudaContext::new(options.ordinal).map_err(fail("opening the device"))?;
         // SAFETY: no slice exists yet. What belongs together runs on one stream, which orders it; events would only disturb graph capture.
         unsafe { context.disable_event_tracking() };
+        keep_freed_memory(&context).map_err(fail("setting up memory"))?;
         let stream = context.new_stream().map_err(fail("making a stream"))?;
         let attribute = |a| context.attribute(a).map_err(fail("reading an attribute"));
         let multiprocessors =
@@ -227,6 +228,26 @@ impl Backend for Cuda {
 
     fn urgent(&self) -> Result<Option<Self>> {
         self.beside(URGENT).map(Some)
+    }
+}
+
+/// Has the driver keep what is freed for the next allocation: by default it gives memory back whenever somebody waits, and mapping it again takes far
+/// longer than what it is wanted for.
+fn keep_freed_memory(context: &CudaContext) -> std::result::Result<(), DriverError> {
+    use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
+    use sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    if context.attribute(CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? == 0 {
+        return Ok(());
+    }
+    let mut everything = u64::MAX;
+    // SAFETY: the device is open; the attribute is a 64-bit number, which the driver copies.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
+        result::mem_pool::set_attribute(
+            pool,
+            CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+            std::ptr::from_mut(&mut everything).cast(),
+        )
     }
 }
 

@@ -12,8 +12,9 @@ use cosyvoice::engine::{self, EngineError, EngineHandle, EngineOptions, Request}
 use super::{Device, device, turn};
 use crate::engine::{request, sft_voice, start};
 use crate::parity::{e2e, flow, llm, vocoder};
+use crate::support::emulator::{self, Streams};
 use crate::support::metrics::snr_db;
-use crate::support::{emulator, model};
+use crate::support::model;
 
 const LLM_F32: llm::Tolerances = llm::Tolerances {
     input: 0.0,
@@ -172,6 +173,26 @@ fn tokens_drawn_ahead_are_those_of_the_cpu() {
         // A token that differs would leave nothing alike.
         let snr = snr_db(&actual.0, &expected.0);
         assert!(snr > 40.0, "request {n}: {snr} dB");
+    }
+}
+
+/// Two streams whose work is done late and in any order that their events allow: nothing that is heard depends on it.
+#[test]
+fn streams_in_any_order_change_nothing() {
+    let Some(_turn) = turn().filter(|_| emulator::has_faults()) else {
+        return;
+    };
+    let (engine, voice) = (engine(Precision::F32, 1, small()), sft_voice());
+    let together = || {
+        let jobs = [0, 2].map(|n| engine.submit(request(&voice, n)).expect("room"));
+        jobs.map(|job| job.collect().expect("speech").0)
+    };
+    let expected = together();
+    for seed in 1..3 {
+        emulator::streams(Streams::Deferred, seed);
+        let deferred = together();
+        emulator::streams(Streams::Eager, 1);
+        assert!(deferred == expected, "seed {seed}");
     }
 }
 

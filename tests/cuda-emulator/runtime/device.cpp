@@ -1,4 +1,4 @@
-// Device state, configured by the environment: CUDA_EMULATOR_CC ("9.0"), CUDA_EMULATOR_DEVICES (1).
+// Device state, configured by the environment: CUDA_EMULATOR_CC ("9.0"), CUDA_EMULATOR_DEVICES (1), CUDA_EMULATOR_MULTIPROCESSORS (4).
 #include "device.h"
 
 #include <cstdlib>
@@ -38,6 +38,11 @@ void make_current(int device) { current = device; }
 int device_count() {
     static const int count = from_environment("CUDA_EMULATOR_DEVICES", 1);
     return count < MAX_DEVICES ? count : MAX_DEVICES;
+}
+
+int multiprocessors() {
+    static const int count = from_environment("CUDA_EMULATOR_MULTIPROCESSORS", 4);
+    return count;
 }
 
 int compute_capability() {

@@ -25,7 +25,6 @@ enum Result {
 };
 
 constexpr int MAX_DEVICES = 8;
-constexpr int MULTIPROCESSORS = 4;
 
 struct Context {
     int device = 0;
@@ -36,6 +35,7 @@ struct Context {
 Context& context_of(int device);
 Context& current_context();
 int device_count();
+int multiprocessors();
 // 10 * major + minor of all devices; 90 unless CUDA_EMULATOR_CC says otherwise ("8.0").
 int compute_capability();
 void set_compute_capability(int value);

@@ -51,7 +51,7 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
         case 10: *value = 32; break;                        // warp
         case 12: case 82: *value = 65536; break;            // registers per block, per multiprocessor
         case 13: *value = 1'000'000; break;                 // clock, kHz
-        case 16: *value = MULTIPROCESSORS; break;
+        case 16: *value = multiprocessors(); break;
         case 31: *value = 1; break;                         // concurrent kernels
         case 36: *value = 1'000'000; break;                 // memory clock, kHz
         case 37: *value = 64; break;                        // memory bus, bits

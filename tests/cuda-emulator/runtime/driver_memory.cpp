@@ -27,6 +27,7 @@ template <class T> int fill(DevicePointer to, T value, size_t count, void* strea
     return entry([&]() -> int {
         if (to % sizeof(T) || !device_range(to, count * sizeof(T))) return INVALID_VALUE;
         return submit(stream, NodeType::FILL, [=] {
+            if (only_listing()) return OK;
             auto* p = reinterpret_cast<T*>(to);
             for (size_t i = 0; i < count; ++i) p[i] = value;
             return OK;
@@ -122,7 +123,7 @@ int cuMemcpyHtoDAsync_v2(DevicePointer to, const void* from, size_t bytes, void*
         const bool now = stream_of(stream).capture || pinned_range(from, bytes);
         if (now || !deferred())
             return submit(stream, NodeType::COPY, [=] {
-                memcpy((void*)to, from, bytes);
+                if (!only_listing()) memcpy((void*)to, from, bytes);
                 return OK;
             });
         auto copy = staged(from, bytes);
@@ -139,7 +140,8 @@ int cuMemcpyDtoHAsync_v2(void* to, DevicePointer from, size_t bytes, void* strea
         const bool captured = s.capture != nullptr, pinned = pinned_range(to, bytes);
         if (!captured && pinned && deferred()) memset(to, 0xff, bytes);  // who reads before waiting sees NaN
         const int result = submit(stream, NodeType::COPY, [=] {
-            memcpy(to, (const void*)from, bytes);
+            // Where nothing ran, everything is zero.
+            only_listing() ? memset(to, 0, bytes) : memcpy(to, (const void*)from, bytes);
             return OK;
         });
         if (!captured && !pinned) drain(s);
@@ -150,7 +152,7 @@ int cuMemcpyDtoDAsync_v2(DevicePointer to, DevicePointer from, size_t bytes, voi
     return entry([&]() -> int {
         if (!device_range(to, bytes) || !device_range(from, bytes)) return INVALID_VALUE;
         return submit(stream, NodeType::COPY, [=] {
-            memmove((void*)to, (const void*)from, bytes);
+            if (!only_listing()) memmove((void*)to, (const void*)from, bytes);
             return OK;
         });
     });

@@ -25,6 +25,8 @@ bool release(void* begin, bool host);
 // The allocation around an address, or null. Valid until it is released.
 Allocation* allocation_at(uintptr_t address);
 // Whether device memory [address, address + bytes) is inside of one allocation.
+// Whether launches are listed and nothing is run (CUDA_EMULATOR_LAUNCHES): then memory of the device is not filled either.
+bool only_listing();
 bool device_range(uint64_t address, size_t bytes);
 bool pinned_range(const void* p, size_t bytes);
 
