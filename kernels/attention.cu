@@ -153,6 +153,7 @@ __device__ __forceinline__ void attention(const AttentionParams& p, bf16* shared
 
 #define ATTENTION_KERNEL(NAME, DH, RELATIVE)                                                                                  \
     extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) NAME##_##DH(const __grid_constant__ AttentionParams p) { \
+        follow_predecessor();                                                                                                 \
         DYN_SHARED(bf16, shared);                                                                                             \
         attention<DH, RELATIVE>(p, shared);                                                                                   \
     }                                                                                                                         \
@@ -167,6 +168,7 @@ ATTENTION_KERNEL(attention_relative, 128, true)
 
 // One block, a warp, per query and head, of any dtype and size. Dynamic shared memory: plain_values(Dh) f32.
 extern "C" __global__ void __launch_bounds__(WARP) attention_plain(const __grid_constant__ AttentionParams p) {
+    follow_predecessor();
     DYN_SHARED(float, q);
     const int lane = threadIdx.x, dh = p.head_dim, d = p.heads * dh;
     const int query = blockIdx.x / p.heads, head = blockIdx.x % p.heads * dh;

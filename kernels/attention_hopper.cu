@@ -11,6 +11,7 @@ constexpr int HOPPER_THREADS = 256;
 
 // One block per 128 queries, head and sequence; a warpgroup takes 64 of them. Dynamic shared memory: two tiles of keys and two of values.
 extern "C" __global__ void __launch_bounds__(HOPPER_THREADS, 2) attention_hopper_64(const __grid_constant__ AttentionParams p) {
+    follow_predecessor();
 #if SM90_BODY
     DYN_SHARED(bf16, shared);
     constexpr int DH = 64, PIECES = DH / 8, STEP = HOPPER_THREADS / PIECES, HOPPER_TILE = TILE * DH;

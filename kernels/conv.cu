@@ -292,31 +292,37 @@ __device__ __forceinline__ void conv_tile(const ConvParams& p) {
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) conv_mma_128x128(const __grid_constant__ ConvParams p) {
+    follow_predecessor();
     conv_tile<ConvTile<bf16, 128, 128, 4, 2>>(p);
 }
 KERNEL_EXPORT(conv_mma_128x128);
 
 extern "C" __global__ void __launch_bounds__(256, 2) conv_mma_128x64(const __grid_constant__ ConvParams p) {
+    follow_predecessor();
     conv_tile<ConvTile<bf16, 128, 64, 4, 2>>(p);
 }
 KERNEL_EXPORT(conv_mma_128x64);
 
 extern "C" __global__ void __launch_bounds__(128, 4) conv_mma_64x64(const __grid_constant__ ConvParams p) {
+    follow_predecessor();
     conv_tile<ConvTile<bf16, 64, 64, 2, 2>>(p);
 }
 KERNEL_EXPORT(conv_mma_64x64);
 
 extern "C" __global__ void __launch_bounds__(256, 2) conv_mma_128x128_f16(const __grid_constant__ ConvParams p) {
+    follow_predecessor();
     conv_tile<ConvTile<__half, 128, 128, 4, 2>>(p);
 }
 KERNEL_EXPORT(conv_mma_128x128_f16);
 
 extern "C" __global__ void __launch_bounds__(256, 2) conv_mma_128x64_f16(const __grid_constant__ ConvParams p) {
+    follow_predecessor();
     conv_tile<ConvTile<__half, 128, 64, 4, 2>>(p);
 }
 KERNEL_EXPORT(conv_mma_128x64_f16);
 
 extern "C" __global__ void __launch_bounds__(128, 4) conv_mma_64x64_f16(const __grid_constant__ ConvParams p) {
+    follow_predecessor();
     conv_tile<ConvTile<__half, 64, 64, 2, 2>>(p);
 }
 KERNEL_EXPORT(conv_mma_64x64_f16);
@@ -387,10 +393,16 @@ __device__ __forceinline__ void conv_plain(const ConvParams& p) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) conv_f32(const __grid_constant__ ConvParams p) { conv_plain<float, 64>(p); }
+extern "C" __global__ void __launch_bounds__(256) conv_f32(const __grid_constant__ ConvParams p) {
+    follow_predecessor();
+    conv_plain<float, 64>(p);
+}
 KERNEL_EXPORT(conv_f32);
 
-extern "C" __global__ void __launch_bounds__(64) conv_exact(const __grid_constant__ ConvParams p) { conv_plain<double, 32>(p); }
+extern "C" __global__ void __launch_bounds__(64) conv_exact(const __grid_constant__ ConvParams p) {
+    follow_predecessor();
+    conv_plain<double, 32>(p);
+}
 KERNEL_EXPORT(conv_exact);
 
 // ---- groups ----------------------------------------------------------------------------------------------------------
@@ -399,6 +411,7 @@ constexpr int GROUPED_THREADS = 256;
 
 // One thread per value: taps, then the group's channels, ascending, from the bias. Blocks: values of the longest segment, 1, segments.
 extern "C" __global__ void __launch_bounds__(GROUPED_THREADS) conv_grouped(const __grid_constant__ ConvParams p) {
+    follow_predecessor();
     const Part part(p, 0);
     const int i = blockIdx.x * GROUPED_THREADS + threadIdx.x, m = i / p.out.cols, o = i % p.out.cols;
     if (m >= part.count) return;

@@ -4,6 +4,7 @@
 constexpr int ELEMENTWISE_THREADS = 256;
 
 extern "C" __global__ void __launch_bounds__(ELEMENTWISE_THREADS) activate_rows(const __grid_constant__ ActivateParams p) {
+    follow_predecessor();
     const int cols = p.values.cols;
     const size_t count = size_t(p.values.rows) * cols, stride = size_t(gridDim.x) * blockDim.x;
     const size_t first = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -23,6 +24,7 @@ extern "C" __global__ void __launch_bounds__(ELEMENTWISE_THREADS) activate_rows(
 KERNEL_EXPORT(activate_rows);
 
 extern "C" __global__ void __launch_bounds__(ELEMENTWISE_THREADS) axpby(const __grid_constant__ AxpbyParams p) {
+    follow_predecessor();
     const size_t count = size_t(p.y.rows) * p.y.cols, whole = count / 8 * 8;
     const size_t stride = size_t(gridDim.x) * blockDim.x, first = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     for (size_t i = first * 8; i < whole; i += stride * 8) {

@@ -1,10 +1,12 @@
 // What conditional flow matching adds to a transformer: time embedding, input of the estimator, guided Euler step.
 #include "elements.cuh"
+#include "mma.cuh"
 
 constexpr int FLOW_THREADS = 256;
 
 // Sinusoids of `scale · t`, out [B, dim]. Angles reach hundreds of turns: they are reduced in f64.
 extern "C" __global__ void __launch_bounds__(FLOW_THREADS) time_embedding(const __grid_constant__ TimeEmbeddingParams p) {
+    follow_predecessor();
     constexpr double INVERSE_PI = 0.31830988618379067154;
     const int half = p.out.cols / 2;
     for_each_chunk<1>(p.out.rows, half, [&](int row, int i) {
@@ -40,6 +42,7 @@ __device__ __forceinline__ void pack(const CfmPackParams& p) {
 
 // out [2N, 4C]: conditional rows [x, mu, spk, cond], then unconditional rows [x, 0, 0, 0].
 extern "C" __global__ void __launch_bounds__(FLOW_THREADS) cfm_pack(const __grid_constant__ CfmPackParams p) {
+    follow_predecessor();
     if (p.x.cols % CHUNK == 0) {
         pack<CHUNK>(p);
     } else {
@@ -69,6 +72,7 @@ __device__ __forceinline__ void euler(const CfgEulerParams& p) {
 
 // x += dt · ((1 + cfg) · v_cond − cfg · v_uncond)
 extern "C" __global__ void __launch_bounds__(FLOW_THREADS) cfg_euler(const __grid_constant__ CfgEulerParams p) {
+    follow_predecessor();
     if (p.x.cols % CHUNK == 0) {
         euler<CHUNK>(p);
     } else {

@@ -17,24 +17,28 @@ __device__ __forceinline__ void gemm(const GemmParams& p, bf16* shared) {
 }
 
 extern "C" __global__ void __launch_bounds__(Small::THREADS) gemm_small(const __grid_constant__ GemmParams p) {
+    follow_predecessor();
     DYN_SHARED(bf16, shared);
     gemm<Small, false>(p, shared);
 }
 KERNEL_EXPORT(gemm_small);
 
 extern "C" __global__ void __launch_bounds__(Small::THREADS) gemm_small_segmented(const __grid_constant__ GemmParams p) {
+    follow_predecessor();
     DYN_SHARED(bf16, shared);
     gemm<Small, true>(p, shared);
 }
 KERNEL_EXPORT(gemm_small_segmented);
 
 extern "C" __global__ void __launch_bounds__(Large::THREADS, 2) gemm_large(const __grid_constant__ GemmParams p) {
+    follow_predecessor();
     DYN_SHARED(bf16, shared);
     gemm<Large, false>(p, shared);
 }
 KERNEL_EXPORT(gemm_large);
 
 extern "C" __global__ void __launch_bounds__(Large::THREADS, 1) gemm_large_segmented(const __grid_constant__ GemmParams p) {
+    follow_predecessor();
     DYN_SHARED(bf16, shared);
     gemm<Large, true>(p, shared);
 }
@@ -42,6 +46,7 @@ KERNEL_EXPORT(gemm_large_segmented);
 
 // Block z of a tile computes segment z. The last of a tile's blocks to arrive adds all segments in ascending order.
 extern "C" __global__ void __launch_bounds__(Small::THREADS) gemm_small_split(const __grid_constant__ GemmParams p) {
+    follow_predecessor();
     using Tile = Small;
     DYN_SHARED(bf16, shared);
     const int row0 = blockIdx.y * Tile::BM, col0 = blockIdx.x * Tile::BN;

@@ -21,6 +21,7 @@ __device__ __forceinline__ void load_four(const Mat& m, int row, int k, float (&
 }
 
 extern "C" __global__ void __launch_bounds__(F32_THREADS) gemm_f32(const __grid_constant__ GemmParams p) {
+    follow_predecessor();
     // The sums take the place of the operands when these are done with.
     __shared__ __align__(16) float shared[F32_TILE * F32_SUMS_PITCH];
     float* xs = shared;

@@ -182,6 +182,7 @@ __device__ __forceinline__ void gemm_on_hopper(const HopperGemmParams& p, Tile& 
 #endif
 
 extern "C" __global__ void __launch_bounds__(HOPPER_THREADS, 1) gemm_hopper_large(const __grid_constant__ HopperGemmParams p) {
+    follow_predecessor();
 #if SM90_BODY
     DYN_SHARED(HopperLarge, shared);
     gemm_on_hopper(p, *shared);
@@ -190,6 +191,7 @@ extern "C" __global__ void __launch_bounds__(HOPPER_THREADS, 1) gemm_hopper_larg
 KERNEL_EXPORT(gemm_hopper_large);
 
 extern "C" __global__ void __launch_bounds__(HOPPER_THREADS, 1) gemm_hopper_small(const __grid_constant__ HopperGemmParams p) {
+    follow_predecessor();
 #if SM90_BODY
     DYN_SHARED(HopperSmall, shared);
     gemm_on_hopper(p, *shared);

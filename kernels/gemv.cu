@@ -64,16 +64,25 @@ __device__ __forceinline__ void stream_segment(const GemmParams& p, int col0, in
     const bf16* w = pointer<const bf16>(weight.data) + size_t(col0) * weight.cols + begin;
     const bf16* x = pointer<const bf16>(p.x.data) + begin;
     const int unit = threadIdx.x % GEMV_UNITS;
-    const auto load = [&](int step, bf16* stage) {
+    const auto load_weights = [&](int step, bf16* stage) {
+        load_rows<Tile::COLS>(w + step * GEMV_STEP, weight.cols, Tile::COLS, true, stage + Tile::ROWS * GEMV_STEP);
+    };
+    const auto load_inputs = [&](int step, bf16* stage) {
         const int k = step * GEMV_STEP;
-        load_rows<Tile::COLS>(w + k, weight.cols, Tile::COLS, true, stage + Tile::ROWS * GEMV_STEP);
         // The weight's columns are padded, the activations' are not.
         const bool inside = begin + k + unit * 8 < p.x.cols;
         load_rows<Tile::ROWS>(inside ? x + k : pointer<const bf16>(p.x.data), p.x.cols, p.x.rows, inside, stage);
     };
+    // Nobody writes weights: their way from memory begins while the kernel before this one ends.
+    pdl_launch_dependents();
 #pragma unroll
     for (int s = 0; s < Tile::STAGES - 1; s++) {
-        if (s < steps) load(s, ring + s * Tile::STAGE);
+        if (s < steps) load_weights(s, ring + s * Tile::STAGE);
+    }
+    pdl_wait();
+#pragma unroll
+    for (int s = 0; s < Tile::STAGES - 1; s++) {
+        if (s < steps) load_inputs(s, ring + s * Tile::STAGE);
         cp_async_commit();
     }
     int read = 0, write = Tile::STAGES - 1;
@@ -81,7 +90,10 @@ __device__ __forceinline__ void stream_segment(const GemmParams& p, int col0, in
     for (int step = 0; step < steps; step++) {
         cp_async_wait<Tile::STAGES - 2>();
         __syncwarp();
-        if (step + Tile::STAGES - 1 < steps) load(step + Tile::STAGES - 1, ring + write * Tile::STAGE);
+        if (step + Tile::STAGES - 1 < steps) {
+            load_weights(step + Tile::STAGES - 1, ring + write * Tile::STAGE);
+            load_inputs(step + Tile::STAGES - 1, ring + write * Tile::STAGE);
+        }
         cp_async_commit();
         const bf16* stage = ring + read * Tile::STAGE;
         multiply_step<Tile>(stage, stage + Tile::ROWS * GEMV_STEP, sum);

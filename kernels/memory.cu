@@ -1,10 +1,12 @@
 // Copies between tensors of any dtype: rows moved, gathered, repeated, set side by side, interpolated, looked up.
 #include "common.cuh"
+#include "mma.cuh"
 
 constexpr int COPY_THREADS = 256;
 
 // One thread per value, rows in the grid's order.
 extern "C" __global__ void __launch_bounds__(COPY_THREADS) copy_rows(const __grid_constant__ CopyRowsParams p) {
+    follow_predecessor();
     const size_t count = size_t(p.rows) * p.src.cols;
     const size_t stride = size_t(gridDim.x) * blockDim.x;
     for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
@@ -18,6 +20,7 @@ KERNEL_EXPORT(copy_rows);
 
 // `torch.nn.functional.interpolate(mode="linear", align_corners=False, size=T')` of each segment. One block per output row.
 extern "C" __global__ void __launch_bounds__(COPY_THREADS) interpolate_rows(const __grid_constant__ InterpolateParams p) {
+    follow_predecessor();
     const int row = blockIdx.x;
     const int *from = ids(p.offsets), *to = ids(p.out_offsets);
     const int s = segment_of(to, p.segments, row);
@@ -36,6 +39,7 @@ KERNEL_EXPORT(interpolate_rows);
 
 // One block per row. An id out of its table's range gives NaNs, which no later step can hide.
 extern "C" __global__ void __launch_bounds__(COPY_THREADS) embed(const __grid_constant__ EmbedParams p) {
+    follow_predecessor();
     const int row = blockIdx.x;
     const int which = ids(p.which)[row];
     int id = ids(p.ids)[row];

@@ -4,6 +4,7 @@
 // belongs to a warp, beyond to a block: the number of threads, and with it the order of every sum, follows from D alone.
 // Bytes moved: each operand once. Statistics are f32, the variance from centred values.
 #include "elements.cuh"
+#include "mma.cuh"
 
 constexpr int MAX_THREADS = 1024;
 constexpr int NARROW = WARP * CHUNK;
@@ -59,6 +60,7 @@ struct Part {
 };
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS) rms_norm(const __grid_constant__ RmsNormParams p) {
+    follow_predecessor();
     __shared__ float scratch[WARP];
     const Part part(p.x);
     if (part.row >= p.x.rows) return;
@@ -80,6 +82,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS) rms_norm(const __grid_
 KERNEL_EXPORT(rms_norm);
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS) layer_norm(const __grid_constant__ LayerNormParams p) {
+    follow_predecessor();
     __shared__ float scratch[WARP];
     const Part part(p.x);
     if (part.row >= p.x.rows) return;
@@ -101,6 +104,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS) layer_norm(const __gri
 KERNEL_EXPORT(layer_norm);
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS) l2_normalize(const __grid_constant__ L2NormalizeParams p) {
+    follow_predecessor();
     __shared__ float scratch[WARP];
     const Part part(p.x);
     if (part.row >= p.x.rows) return;
@@ -128,6 +132,7 @@ __device__ __forceinline__ void add_rows(const AddSegmentRowsParams& p) {
 }
 
 extern "C" __global__ void __launch_bounds__(ELEMENT_THREADS) add_segment_rows(const __grid_constant__ AddSegmentRowsParams p) {
+    follow_predecessor();
     if (p.x.cols % CHUNK == 0) {
         add_rows<CHUNK>(p);
     } else {

@@ -49,6 +49,7 @@ __device__ __forceinline__ size_t cache_row(int slot, int head, int kv_heads, in
 
 // One block per row. Dynamic shared memory: f32 cosines and sines [2, Dh / 2].
 extern "C" __global__ void __launch_bounds__(ROPE_THREADS) rope_store_kv(const __grid_constant__ RopeParams p) {
+    follow_predecessor();
     DYN_SHARED(float, cosines);
     const int row = blockIdx.x, dh = p.head_dim, half = dh / 2;
     float* sines = cosines + half;
@@ -381,6 +382,7 @@ __device__ __forceinline__ void paged_prefill(const PagedParams& p, bf16* shared
 
 #define PAGED_KERNEL(NAME, DH)                                                                                             \
     extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) NAME##_##DH(const __grid_constant__ PagedParams p) { \
+        follow_predecessor();                                                                                             \
         DYN_SHARED(bf16, shared);                                                                                         \
         NAME<DH>(p, shared);                                                                                              \
     }                                                                                                                     \
@@ -397,6 +399,7 @@ PAGED_KERNEL(paged_prefill, 128)
 
 // One block, a warp, per new row and query head. Dynamic shared memory: plain_values(Dh) f32.
 extern "C" __global__ void __launch_bounds__(WARP) paged_plain(const __grid_constant__ PagedParams p) {
+    follow_predecessor();
     DYN_SHARED(float, q);
     const int lane = threadIdx.x, dh = p.head_dim, heads = p.kv_heads * p.group;
     const int row = blockIdx.x / heads, head = blockIdx.x % heads, kv_head = head / p.group;

@@ -10,6 +10,7 @@ constexpr int CHAINS = 8;
 
 // Reads all of `data` once, eight 16-byte loads of each thread in flight.
 extern "C" __global__ void __launch_bounds__(READ_THREADS) peak_read(const __grid_constant__ PeakReadParams p) {
+    follow_predecessor();
     const uint4* data = pointer<const uint4>(p.data);
     const size_t stride = size_t(gridDim.x) * blockDim.x;
     unsigned sum = 0;
@@ -29,6 +30,7 @@ KERNEL_EXPORT(peak_read);
 
 // `steps` times CHAINS products of 16x8x16 per warp.
 extern "C" __global__ void __launch_bounds__(MMA_THREADS) peak_mma(const __grid_constant__ PeakMmaParams p) {
+    follow_predecessor();
     float sums[CHAINS][4] = {};
     // Ones and halves: values do not grow beyond f32.
     const uint32_t a[4] = {0x3f803f80u, 0x3f003f00u, 0x3f803f80u, 0x3f003f00u};

@@ -5,6 +5,7 @@
 // k · ⌈V / threads⌉ keys are not below it; each of those counts how many are larger, which is its place.
 // Sums that a draw is compared with are f64, in a fixed order.
 #include "common.cuh"
+#include "mma.cuh"
 #include "philox.cuh"
 
 constexpr int SAMPLE_THREADS = 256;
@@ -40,6 +41,7 @@ __device__ __forceinline__ T block_reduce(T v, T* scratch, Op op) {
 }
 
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) log_softmax(const __grid_constant__ LogSoftmaxParams p) {
+    follow_predecessor();
     __shared__ float maxima[SAMPLE_WARPS];
     __shared__ double sums[SAMPLE_WARPS];
     const int cols = p.x.cols;
@@ -206,6 +208,7 @@ __device__ __forceinline__ void draw_any(const float* p, int cols, double u, Sha
 }
 
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(const __grid_constant__ SampleParams p) {
+    follow_predecessor();
     DYN_SHARED(unsigned char, dynamic);
     __shared__ Shared s;
     const SampleRowParams& row = pointer<const SampleRowParams>(p.rows)[blockIdx.x];

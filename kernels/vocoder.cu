@@ -1,6 +1,7 @@
 // The ends of the vocoder: harmonic source, its short Fourier transform, and the inverse of the output's. All f32.
 // Reference: src/cpu/reference/vocoder.rs; SineGen2, SourceModuleHnNSF and HiFTGenerator of cosyvoice/hifigan/generator.py.
 #include "common.cuh"
+#include "mma.cuh"
 #include "philox.cuh"
 
 constexpr int PHASE_THREADS = 256;
@@ -16,6 +17,7 @@ constexpr float MAGNITUDE_LIMIT = 100.0f;
 // interpolated phase is thousands of times larger than its sine's period. All turns of a piece are made at once; then thread h adds
 // up those of harmonic h.
 extern "C" __global__ void __launch_bounds__(PHASE_THREADS) source_phases(const __grid_constant__ SourcePhasesParams p) {
+    follow_predecessor();
     __shared__ float turns[PHASE_TURNS];
     const int* offsets = ids(p.offsets);
     const int start = offsets[blockIdx.x], frames = offsets[blockIdx.x + 1] - start;
@@ -64,6 +66,7 @@ __device__ __forceinline__ float4 source_normals(uint64_t seed, uint64_t positio
 
 // One thread per sample.
 extern "C" __global__ void __launch_bounds__(SOURCE_THREADS) sine_source(const __grid_constant__ SineSourceParams p) {
+    follow_predecessor();
     const int* offsets = ids(p.offsets);
     const int s = blockIdx.y, start = offsets[s], frames = offsets[s + 1] - start;
     const int i = blockIdx.x * SOURCE_THREADS + threadIdx.x;
@@ -117,6 +120,7 @@ struct Tables {
 // `x [T, 1]` → `out [T / hop + 1, n_fft + 2]`: real parts, then imaginary parts; edges mirrored by `n_fft / 2`.
 // Shared memory: 3 n_fft + (block_rows - 1) hop + n_fft values.
 extern "C" __global__ void __launch_bounds__(SPECTRUM_THREADS) stft(const __grid_constant__ SpectrumParams p) {
+    follow_predecessor();
     DYN_SHARED(float, shared);
     const int *offsets = ids(p.offsets), *out_offsets = ids(p.out_offsets), s = blockIdx.y;
     const int start = offsets[s], samples = offsets[s + 1] - start;
@@ -156,6 +160,7 @@ __device__ __forceinline__ float2 spectrum_bin(float a, float b) {
 // `x [T, n_fft + 2]` of log magnitudes and phase arguments → `out [(T - 1) hop, 1]`. A block makes the spectra of all frames that reach
 // its samples, then each sample adds up its frames. Shared memory: 3 n_fft + ((block_rows + n_fft) / hop + 2) (n_fft + 2) values.
 extern "C" __global__ void __launch_bounds__(SPECTRUM_THREADS) istft_head(const __grid_constant__ SpectrumParams p) {
+    follow_predecessor();
     DYN_SHARED(float, shared);
     const int *offsets = ids(p.offsets), *out_offsets = ids(p.out_offsets), s = blockIdx.y;
     const int start = offsets[s], frames = offsets[s + 1] - start;

@@ -121,7 +121,7 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Programmatic dependent launch: wait for the kernel before this one; let the one after it start. No-ops before sm_90.
+// Programmatic dependent launch: wait until the kernel before this one is done; let the one after it start. No-ops before sm_90.
 __device__ __forceinline__ void pdl_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;\n" ::: "memory");
@@ -133,6 +133,13 @@ __device__ __forceinline__ void pdl_launch_dependents() {
 #endif
 }
 #endif
+
+// What every kernel does before it touches what another may have written: lets its successor start and waits for its predecessor. Launches overlap by
+// what it costs to start one. All blocks wait, so that a kernel is never done before those before it are.
+__device__ __forceinline__ void follow_predecessor() {
+    pdl_launch_dependents();
+    pdl_wait();
+}
 
 // The product of 16-bit operands of type T.
 template <class T>

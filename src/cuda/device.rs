@@ -48,6 +48,9 @@ pub struct CudaOptions {
     pub precision: Precision,
 }
 
+/// Compute capability from which launches may overlap (programmatic dependent launch).
+const OVERLAPPING: (i32, i32) = (9, 0);
+
 /// Of the stream of urgent work; the driver takes the most urgent one that it has.
 const URGENT: i32 = -8;
 
@@ -144,7 +147,13 @@ impl Cuda {
     ) -> Result<Self> {
         let context = stream.context().clone();
         Ok(Self {
-            launcher: Launcher::new(&name, context.clone(), stream.clone(), images),
+            launcher: Launcher::new(
+                &name,
+                context.clone(),
+                stream.clone(),
+                images,
+                compute_capability >= OVERLAPPING,
+            ),
             staging: Staging::new(&name, context.clone(), stream.clone())?,
             name,
             options,

@@ -8,7 +8,7 @@ use cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHA
 use cudarc::driver::sys::CUgraphInstantiate_flags;
 use cudarc::driver::sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError, result,
+    CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError, sys,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -75,6 +75,8 @@ pub(super) struct Launcher {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     images: Images,
+    /// Whether a kernel may start while the one before it ends: every kernel waits for what it needs (`follow_predecessor`).
+    overlapping: bool,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     functions: RwLock<HashMap<Kernel, Loaded>>,
     recorder: Mutex<Recorder>,
@@ -86,12 +88,14 @@ impl Launcher {
         context: Arc<CudaContext>,
         stream: Arc<CudaStream>,
         images: Images,
+        overlapping: bool,
     ) -> Self {
         Self {
             device: device.to_owned(),
             context,
             stream,
             images,
+            overlapping,
             modules: Mutex::default(),
             functions: RwLock::default(),
             recorder: Mutex::default(),
@@ -133,19 +137,8 @@ impl Launcher {
         let fail = |e| driver_error(&self.device, kernel.name, e);
         let start = |function: &CudaFunction| -> std::result::Result<(), DriverError> {
             self.context.bind_to_thread()?;
-            let [x, y, z] = shape.grid;
-            let mut arguments = [params.cast_mut().cast::<c_void>()];
-            // SAFETY: the caller's promise; the driver copies the struct before it returns.
-            unsafe {
-                result::launch_kernel(
-                    function.cu_function(),
-                    (x, y, z),
-                    (shape.threads, 1, 1),
-                    shape.shared,
-                    self.stream.cu_stream(),
-                    &mut arguments,
-                )
-            }
+            // SAFETY: the caller's promise.
+            unsafe { self.enqueue(function, shape, params) }
         };
         {
             let functions = self
@@ -159,6 +152,46 @@ impl Launcher {
             }
         }
         start(&self.load(kernel, shape.shared)?).map_err(fail)
+    }
+
+    /// # Safety
+    /// As [`Launcher::launch`], with the address of the parameters.
+    unsafe fn enqueue(
+        &self,
+        function: &CudaFunction,
+        shape: Shape,
+        params: *const u8,
+    ) -> std::result::Result<(), DriverError> {
+        let mut arguments = [params.cast_mut().cast::<c_void>()];
+        let mut overlap = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: Default::default(),
+            value: sys::CUlaunchAttributeValue_union {
+                programmaticStreamSerializationAllowed: 1,
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: shape.grid[0],
+            gridDimY: shape.grid[1],
+            gridDimZ: shape.grid[2],
+            blockDimX: shape.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shape.shared,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut overlap,
+            numAttrs: u32::from(self.overlapping),
+        };
+        // SAFETY: the caller's promise; the driver copies attribute and parameters before it returns.
+        unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                function.cu_function(),
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+        .result()
     }
 
     fn start_all(&self, launches: &[Launch]) -> Result<()> {
