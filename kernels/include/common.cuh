@@ -41,7 +41,8 @@ template <> struct Narrow<bf16> {
 template <> struct Narrow<__half> {
     static constexpr int DTYPE = DTYPE_F16;
     static __device__ __forceinline__ float widen(__half v) { return __half2float(v); }
-    static __device__ __forceinline__ __half round(float v) { return __float2half(fminf(fmaxf(v, -65504.0f), 65504.0f)); }
+    // Compared so that a NaN stays one.
+    static __device__ __forceinline__ __half round(float v) { return __float2half(v > 65504.0f ? 65504.0f : v < -65504.0f ? -65504.0f : v); }
 };
 
 // Eight 16-bit values as they are loaded and stored.

@@ -141,6 +141,27 @@ fn tables_are_looked_up() {
     );
 }
 
+/// What the vocoder keeps never becomes infinite, and a NaN is not hidden, whether host or device rounds.
+#[test]
+fn signals_saturate_and_keep_nan() {
+    let Some(cuda) = device(Precision::Bf16) else {
+        return;
+    };
+    let source = [1e6, -1e6, f32::NAN, 1.5, 65520.0, 2049.0];
+    let mut uploaded = cuda.alloc_signal(1, 6).unwrap();
+    cuda.upload(&source, &mut uploaded).unwrap();
+    let (wide, mut copied) = (
+        cuda.tensor(1, 6, &source).unwrap(),
+        cuda.alloc_signal(1, 6).unwrap(),
+    );
+    cuda.copy_rows(&wide, 0, &mut copied, 0, 1).unwrap();
+    for kept in [values(&*cuda, &uploaded), values(&*cuda, &copied)] {
+        assert!(kept[2].is_nan());
+        assert_eq!(kept[..2], [65504.0, -65504.0]);
+        assert_eq!(kept[3..], [1.5, 65504.0, 2048.0]);
+    }
+}
+
 /// The benchmarks' own kernels, small: they end, and what they measure is a number.
 #[test]
 fn limits_are_measured() {
