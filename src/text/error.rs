@@ -1,6 +1,7 @@
 //! What can be wrong with a text, a tokenizer or a lexicon.
 
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
 
 /// Why a text cannot be prepared for the model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +37,13 @@ impl TextError {
         TextError::Official {
             function,
             exception,
+        }
+    }
+
+    pub(super) fn tokenizer(path: &Path, reason: &(impl Display + ?Sized)) -> Self {
+        TextError::TokenizerFile {
+            path: path.to_path_buf(),
+            reason: reason.to_string(),
         }
     }
 }

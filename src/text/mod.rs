@@ -1,5 +1,6 @@
 //! From what people write to what the model reads: normalisation, splitting, tokens.
 
+mod bpe;
 mod error;
 mod frontend;
 mod fst;
@@ -11,6 +12,7 @@ mod normalize;
 mod numbers;
 pub mod official;
 mod pinyin;
+mod pretokens;
 mod rules;
 mod say_as;
 mod segment;

@@ -3,18 +3,17 @@
 //! In: `vocab.json`, `merges.txt` and, where present, `tokenizer_config.json` of the checkpoint's `CosyVoice-BlankEN`.
 //! Reference: `CosyVoice2Tokenizer` in `cosyvoice/tokenizer/tokenizer.py` over the `Qwen2Tokenizer` of transformers.
 
+use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
-use tokenizers::models::bpe::BPE;
-use tokenizers::normalizers::unicode::NFC;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior, TokenizerBuilder, TokenizerImpl};
+use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 use super::TextError;
+use super::bpe::{Bpe, Scratch};
+use super::pretokens::pretokens;
 
 /// Tokens that CosyVoice2 adds after those of the Qwen2 files, in this order.
 const SPECIAL_TOKENS: [&str; 20] = [
@@ -40,10 +39,6 @@ const SPECIAL_TOKENS: [&str; 20] = [
     "[mn]",
 ];
 
-const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-type Bpe = TokenizerImpl<BPE, NFC, Sequence, ByteLevel, ByteLevel>;
-
 #[derive(Deserialize, Default)]
 struct TokenizerConfig {
     #[serde(default)]
@@ -58,7 +53,10 @@ struct AddedTokenConfig {
 /// Text to ids and back.
 pub struct Tokenizer {
     bpe: Bpe,
+    /// By id.
     special: Vec<(String, i32)>,
+    /// The same, by their first bytes; the longest first.
+    by_start: Vec<Vec<(String, u32)>>,
 }
 
 impl Tokenizer {
@@ -73,57 +71,103 @@ impl Tokenizer {
         } else {
             dir
         };
-        let (vocab, merges) = (dir.join("vocab.json"), dir.join("merges.txt"));
-        for path in [&vocab, &merges] {
-            std::fs::metadata(path).map_err(|e| file_error(path, &e))?;
-        }
-        let model = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy())
-            .build()
-            .map_err(|e| file_error(&vocab, &*e))?;
-        let mut bpe = build(model).map_err(|e| file_error(&vocab, &*e))?;
+        let bpe = Bpe::load(&dir.join("vocab.json"), &dir.join("merges.txt"))?;
         let from_files = added_tokens(&dir.join("tokenizer_config.json"))?;
         let tokens = from_files
             .iter()
             .map(String::as_str)
             .chain(SPECIAL_TOKENS)
-            .map(|content| AddedToken::from(content, true));
-        bpe.add_special_tokens(tokens)
-            .map_err(|e| file_error(&vocab, &*e))?;
-        let mut special: Vec<(String, i32)> = bpe
-            .get_added_tokens_decoder()
-            .into_iter()
-            .map(|(id, token)| (token.content, id as i32))
-            .collect();
+            .filter(|token| !token.is_empty());
+        let mut ids: BTreeMap<String, u32> = BTreeMap::new();
+        let mut next = bpe.len() as u32;
+        for token in tokens {
+            if ids.contains_key(token) {
+                continue;
+            }
+            let id = bpe.id(token).unwrap_or_else(|| {
+                next += 1;
+                next - 1
+            });
+            ids.insert(token.to_owned(), id);
+        }
+        let mut by_start = vec![Vec::new(); 256];
+        for (token, &id) in &ids {
+            by_start[usize::from(token.as_bytes()[0])].push((token.clone(), id));
+        }
+        for tokens in &mut by_start {
+            tokens.sort_by_key(|(token, _): &(String, u32)| Reverse(token.len()));
+        }
+        let mut special: Vec<(String, i32)> =
+            ids.into_iter().map(|(t, id)| (t, id as i32)).collect();
         special.sort_by_key(|&(_, id)| id);
-        Ok(Self { bpe, special })
+        Ok(Self {
+            bpe,
+            special,
+            by_start,
+        })
     }
 
     /// Token ids of `text`.
     pub fn encode(&self, text: &str) -> Vec<i32> {
-        // Byte-level BPE has an id for every byte or drops it; only a foreign vocabulary file could make this fail.
-        self.bpe
-            .encode_fast(text, false)
-            .map(|e| e.get_ids().iter().map(|&id| id as i32).collect())
-            .unwrap_or_default()
+        let mut ids = Vec::with_capacity(text.len() / 3 + 1);
+        self.each(text, |id| ids.push(id as i32));
+        ids
     }
 
     /// Number of tokens of `text`.
     pub fn count(&self, text: &str) -> usize {
-        self.bpe.encode_fast(text, false).map_or(0, |e| e.len())
+        let mut count = 0;
+        self.each(text, |_| count += 1);
+        count
+    }
+
+    /// Gives every token of `text` to `sink`: special tokens first, byte pairs in what is between them.
+    fn each(&self, text: &str, mut sink: impl FnMut(u32)) {
+        let mut scratch = Scratch::default();
+        let mut start = 0;
+        while let Some((at, token)) = self.next_special(text, start) {
+            self.plain(&text[start..at], &mut scratch, &mut sink);
+            sink(token.1);
+            start = at + token.0.len();
+        }
+        self.plain(&text[start..], &mut scratch, &mut sink);
+    }
+
+    fn plain(&self, text: &str, scratch: &mut Scratch, sink: &mut impl FnMut(u32)) {
+        for word in pretokens(&composed(text)) {
+            self.bpe.encode(word.as_bytes(), scratch, sink);
+        }
+    }
+
+    /// The first special token from `position` on.
+    fn next_special(&self, text: &str, position: usize) -> Option<(usize, &(String, u32))> {
+        let bytes = text.as_bytes();
+        (position..bytes.len()).find_map(|at| {
+            let token = self.by_start[usize::from(bytes[at])]
+                .iter()
+                .find(|(token, _)| bytes[at..].starts_with(token.as_bytes()))?;
+            Some((at, token))
+        })
     }
 
     /// The text of `ids` without special tokens; ids that do not exist are skipped.
     pub fn decode(&self, ids: &[i32]) -> String {
-        let ids: Vec<u32> = ids
-            .iter()
-            .filter_map(|&id| u32::try_from(id).ok())
-            .collect();
-        self.bpe.decode(&ids, true).unwrap_or_default()
+        let mut bytes = Vec::new();
+        for &id in ids {
+            let special = self.special.binary_search_by_key(&id, |&(_, id)| id);
+            let content = u32::try_from(id).ok().and_then(|id| self.bpe.content(id));
+            if let (Err(_), Some(content)) = (special, content) {
+                bytes.extend_from_slice(content);
+            }
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// The id of a token by its exact content.
     pub fn token_to_id(&self, token: &str) -> Option<i32> {
-        self.bpe.token_to_id(token).map(|id| id as i32)
+        let special = self.special.iter().find(|(t, _)| t == token);
+        let id = special.map(|&(_, id)| id);
+        id.or_else(|| self.bpe.id(token).map(|id| id as i32))
     }
 
     /// The special tokens and their ids, by id.
@@ -134,24 +178,21 @@ impl Tokenizer {
     /// Number of tokens, special ones included.
     #[expect(clippy::len_without_is_empty, reason = "a tokenizer is never empty")]
     pub fn len(&self) -> usize {
-        self.bpe.get_vocab_size(true)
+        let added = self
+            .special
+            .iter()
+            .filter(|(t, _)| self.bpe.id(t).is_none());
+        self.bpe.len() + added.count()
     }
 }
 
-fn build(model: BPE) -> tokenizers::Result<Bpe> {
-    let byte_level = ByteLevel::new(false, false, false);
-    let split = Split::new(
-        SplitPattern::Regex(QWEN2_PATTERN.into()),
-        SplitDelimiterBehavior::Isolated,
-        false,
-    )?;
-    TokenizerBuilder::default()
-        .with_model(model)
-        .with_normalizer(Some(NFC))
-        .with_pre_tokenizer(Some(Sequence::new(vec![split.into(), byte_level.into()])))
-        .with_post_processor(Some(byte_level))
-        .with_decoder(Some(byte_level))
-        .build()
+/// Normalization form C.
+fn composed(text: &str) -> Cow<'_, str> {
+    if text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes {
+        Cow::Borrowed(text)
+    } else {
+        Cow::Owned(text.nfc().collect())
+    }
 }
 
 /// Tokens that the tokenizer's own configuration adds, by id.
@@ -159,27 +200,20 @@ fn added_tokens(path: &Path) -> Result<Vec<String>, TextError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(file_error(path, &e)),
+        Err(e) => return Err(TextError::tokenizer(path, &e)),
     };
     let config: TokenizerConfig =
-        serde_json::from_slice(&bytes).map_err(|e| file_error(path, &e))?;
+        serde_json::from_slice(&bytes).map_err(|e| TextError::tokenizer(path, &e))?;
     let mut tokens = config
         .added_tokens_decoder
         .into_iter()
         .map(|(id, token)| {
-            let id: u32 = id
-                .parse()
-                .map_err(|_| file_error(path, &format!("token id {id:?} is not a number")))?;
+            let id: u32 = id.parse().map_err(|_| {
+                TextError::tokenizer(path, &format!("token id {id:?} is not a number"))
+            })?;
             Ok((id, token.content))
         })
         .collect::<Result<Vec<_>, TextError>>()?;
     tokens.sort_by_key(|&(id, _)| id);
     Ok(tokens.into_iter().map(|(_, content)| content).collect())
-}
-
-fn file_error(path: &Path, reason: &(impl std::fmt::Display + ?Sized)) -> TextError {
-    TextError::TokenizerFile {
-        path: path.to_path_buf(),
-        reason: reason.to_string(),
-    }
 }

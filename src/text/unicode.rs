@@ -1,6 +1,6 @@
 //! Character classes as Python defines them, for the official helpers.
 
-use super::unicode_tables::{DECIMAL_ZEROS, OTHER_DIGITS, PUNCTUATION_SYMBOLS};
+use super::unicode_tables::{ALPHABETIC_MARKS, DECIMAL_ZEROS, OTHER_DIGITS, PUNCTUATION_SYMBOLS};
 
 fn within(ranges: &[(u32, u32)], c: char) -> bool {
     let c = u32::from(c);
@@ -29,6 +29,11 @@ pub(super) fn is_punctuation_or_symbol(c: char) -> bool {
     within(PUNCTUATION_SYMBOLS, c)
 }
 
+/// `\p{L}`.
+pub(super) fn is_letter(c: char) -> bool {
+    c.is_alphabetic() && !c.is_numeric() && !within(ALPHABETIC_MARKS, c)
+}
+
 /// `str.isspace` of one character.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
@@ -54,6 +59,12 @@ mod tests {
     }
 
     #[test]
+    fn letters_are_not_all_that_is_alphabetic() {
+        assert!("aÄ中あ한ʰªǅ".chars().all(is_letter));
+        assert!(!"Ⅳⓐ\u{345}\u{93e}٣_".chars().any(is_letter));
+    }
+
+    #[test]
     fn spaces_as_python_sees_them() {
         assert_eq!(strip("\u{1f}\u{3000} a b\n\u{a0}"), "a b");
         assert!(!is_space('\u{200b}'));
@@ -61,7 +72,7 @@ mod tests {
 
     #[test]
     fn tables_are_sorted_and_disjoint() {
-        for table in [OTHER_DIGITS, PUNCTUATION_SYMBOLS] {
+        for table in [OTHER_DIGITS, PUNCTUATION_SYMBOLS, ALPHABETIC_MARKS] {
             assert!(table.iter().all(|r| r.0 <= r.1));
             assert!(table.windows(2).all(|w| w[0].1 < w[1].0));
         }

@@ -10,5 +10,6 @@ mod text;
 mod text_fuzz;
 mod text_properties;
 mod text_readings;
+mod tokenizer;
 pub(crate) mod vocoder;
 mod voice;
