@@ -3,6 +3,7 @@
 //! In: a grammar packed by `grammars/pack.py`. Out: its states and arcs in memory, checked, ready for [`super::viterbi`].
 //! Reference: OpenFst's `vector` files of `standard` arcs, whose columns the packed form holds.
 
+use std::collections::HashMap;
 use std::io::Read;
 
 #[derive(Clone, Copy, Debug)]
@@ -20,9 +21,20 @@ pub struct Fst {
     /// Arcs of state `s` are `arcs[first[s]..first[s + 1]]`, sorted by input label.
     first: Vec<u32>,
     arcs: Vec<Arc>,
+    /// Input labels of `arcs`.
+    inputs: Vec<u8>,
     /// Cost of ending in each state, where that is allowed.
     pub(super) finals: Vec<Option<f32>>,
+    /// Per state, which of `prospects` it has.
+    prospect: Vec<u16>,
+    prospects: Vec<Prospect>,
 }
+
+/// What can come next from a state, past arcs that read nothing: a bit per byte that can be read; bit 0 where the text may end.
+type Prospect = [u64; 4];
+
+/// The place of the end of the text in a [`Prospect`].
+pub(super) const END: u8 = 0;
 
 /// Why a packed grammar cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -130,17 +142,55 @@ impl Fst {
             .map(|&f| usize::from(f).checked_sub(1).map(weight).transpose())
             .collect::<Result<Vec<_>, _>>()?;
         let arcs = read_arcs(&mut bytes, &first, weight)?;
-        let fst = Self {
-            start,
-            first,
-            arcs,
-            finals,
-        };
+        let fst = Self::new(start, first, arcs, finals);
         if !(0..states).all(|s| fst.arcs_of(s).is_sorted_by_key(|a| a.input)) {
             return Err(FstError::Invalid("arcs are not sorted"));
         }
         let rank = fst.epsilon_order()?;
-        Ok(fst.renumbered(&rank))
+        let mut fst = fst.renumbered(&rank);
+        fst.look_ahead()?;
+        Ok(fst)
+    }
+
+    fn new(start: u32, first: Vec<u32>, arcs: Vec<Arc>, finals: Vec<Option<f32>>) -> Self {
+        Self {
+            start,
+            first,
+            inputs: arcs.iter().map(|a| a.input).collect(),
+            arcs,
+            finals,
+            prospect: Vec::new(),
+            prospects: Vec::new(),
+        }
+    }
+
+    /// Works out the prospects of all states, whose numbers must follow the arcs that read nothing.
+    fn look_ahead(&mut self) -> Result<(), FstError> {
+        let mut known: HashMap<Prospect, u16> = HashMap::new();
+        let mut prospect = vec![0u16; self.states()];
+        for state in (0..self.states()).rev() {
+            let mut set = [u64::from(self.finals[state].is_some()), 0, 0, 0];
+            for arc in self.arcs_of(state as u32) {
+                if arc.input == 0 {
+                    let next = &self.prospects[usize::from(prospect[arc.next as usize])];
+                    set.iter_mut().zip(next).for_each(|(a, b)| *a |= b);
+                } else {
+                    set[usize::from(arc.input >> 6)] |= 1 << (arc.input & 63);
+                }
+            }
+            prospect[state] = match known.get(&set) {
+                Some(&index) => index,
+                None => {
+                    let index = u16::try_from(self.prospects.len())
+                        .map_err(|_| FstError::Invalid("the grammar is too varied"))?;
+                    self.prospects.push(set);
+                    known.insert(set, index);
+                    index
+                }
+            };
+        }
+        self.prospect = prospect;
+        Ok(())
     }
 
     /// The same machine with state `s` called `rank[s]`.
@@ -162,12 +212,7 @@ impl Fst {
             .iter()
             .map(|&state| self.finals[state as usize])
             .collect();
-        Self {
-            start: rank[self.start as usize],
-            first,
-            arcs,
-            finals,
-        }
+        Self::new(rank[self.start as usize], first, arcs, finals)
     }
 
     /// Number of states.
@@ -187,18 +232,28 @@ impl Fst {
 
     /// Indices of the arcs of `state` that read `input`; 0 for those that read nothing.
     pub(super) fn arcs_on(&self, state: u32, input: u8) -> std::ops::Range<u32> {
-        let arcs = self.arcs_of(state);
-        let start = if input == 0 {
-            0
-        } else {
-            arcs.partition_point(|a| a.input < input)
+        let state = state as usize;
+        let first = self.first[state] as usize;
+        let inputs = &self.inputs[first..self.first[state + 1] as usize];
+        let Some(&lowest) = inputs.first().filter(|&&lowest| lowest <= input) else {
+            return 0..0;
         };
-        let len = arcs[start..]
-            .iter()
-            .take_while(|a| a.input == input)
-            .count();
-        let start = self.first[state as usize] + start as u32;
-        start..start + len as u32
+        // Where labels follow one another, as in runs of letters and in UTF-8, the label tells the place.
+        let guess = usize::from(input - lowest);
+        let start =
+            if inputs.get(guess) == Some(&input) && (guess == 0 || inputs[guess - 1] < input) {
+                guess
+            } else {
+                inputs.partition_point(|&i| i < input)
+            };
+        let len = inputs[start..].iter().take_while(|&&i| i == input).count();
+        (first + start) as u32..(first + start + len) as u32
+    }
+
+    /// Whether `next`, a byte or [`END`], can come after arcs out of `state` that read nothing.
+    pub(super) fn leads_to(&self, state: u32, next: u8) -> bool {
+        let set = &self.prospects[usize::from(self.prospect[state as usize])];
+        set[usize::from(next >> 6)] >> (next & 63) & 1 == 1
     }
 
     /// Kahn's algorithm over the input-epsilon arcs.

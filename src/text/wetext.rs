@@ -92,8 +92,10 @@ pub fn official_normalize(text: &str) -> Result<String, TextError> {
     } else {
         &OFFICIAL_ENGLISH
     };
+    // As a label, the byte 0 is none.
+    let text = text.replace('\0', "");
     grammar
-        .normalize(text)
+        .normalize(&text)
         .ok_or_else(|| TextError::official("wetext.Normalizer.normalize", "AssertionError"))
 }
 
