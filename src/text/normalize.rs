@@ -164,9 +164,16 @@ fn has_abbreviation(text: &str, language: Language) -> bool {
                     !w.is_empty() && w.bytes().all(|b| matches!(b, b'I' | b'V' | b'X' | b'L'))
                 })
                 || text.contains(" vs ")
+                || has_weekdays(text)
         }
         _ => point || text.contains(['I', 'V', 'X']),
     }
+}
+
+/// Whether a span of weekdays may be there: `Mon-Fri`.
+fn has_weekdays(text: &str) -> bool {
+    let days = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
+    text.contains('-') && days.iter().any(|day| text.contains(day))
 }
 
 fn ends_in_abbreviation(text: &str) -> bool {

@@ -13,6 +13,65 @@ const MEASURE_WORDS: &str = "台|只|条|本|张|位|名|件|辆|家|间|座|栋
 pub(super) static BEFORE: LazyLock<Vec<Rule>> = LazyLock::new(|| {
     let number = r"(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)";
     vec![
+        Rule::new(r"\d{1,3}(?:,\d{3})+", |c, a| {
+            let alone = !a
+                .before
+                .ends_with(|x: char| x.is_ascii_alphanumeric() || x == '.' || x == ',');
+            let ends = !a
+                .after
+                .starts_with(|x: char| x.is_ascii_digit() || x == ',');
+            (alone && ends).then(|| group(c, 0).replace(',', ""))
+        }),
+        Rule::new(
+            r"(US\$|HK\$|NT\$|[$＄€£¥￥])(\d+(?:\.\d+)?)(万|千万|百万|亿|万亿)?(?:/(月|年|天|日|周|小时|分钟|人|次|个|件|斤|公斤|千克|米|平方米|平米|吨|升|台|位|晚|张))?",
+            price,
+        ),
+        Rule::new(
+            r"(\d+(?:\.\d+)?)[wW](?:(\+)|(粉丝|用户|人|元|块|播放|阅读|点赞|次|字))",
+            |c, a| {
+                let plus = if group(c, 2).is_empty() { "" } else { "加" };
+                a.before
+                    .chars()
+                    .next_back()
+                    .is_none_or(|x| !x.is_ascii_alphanumeric() && x != '.')
+                    .then(|| format!("{}万{plus}{}", zh_decimal(group(c, 1)), group(c, 3)))
+            },
+        ),
+        Rule::new(r"(480|720|1080|1440|2160)[pP]", |c, a| {
+            a.is_free()
+                .then(|| format!("{}P", zh_digits(group(c, 1), true)))
+        }),
+        Rule::new(
+            r"(315|618|911|996|1024)(晚会|大促|购物节|活动|事件|恐怖袭击|工作制|程序员节|制)",
+            |c, a| {
+                let digits = zh_digits(group(c, 1), false);
+                (!a.before.ends_with(|x: char| x.is_ascii_alphanumeric()))
+                    .then(|| format!("{digits}{}", group(c, 2)))
+            },
+        ),
+        Rule::new(r"(3·15|9·11|5·12|7·7)", |c, a| {
+            a.is_free().then(|| zh_digits(group(c, 1), false))
+        }),
+        Rule::new(r"0?0:([0-5]\d)", |c, a| {
+            let minute = match group(c, 1) {
+                "00" => "零点".into(),
+                m if m.starts_with('0') => format!("零点零{}分", zh_cardinal(m)),
+                m => format!("零点{}分", zh_cardinal(m)),
+            };
+            let ends = !a
+                .after
+                .starts_with(|x: char| x.is_ascii_digit() || matches!(x, ':' | '-' | '~'));
+            (a.is_free()
+                && ends
+                && a.before
+                    .ends_with(['晨', '上', '午', '夜', '里', '日', '号', '天', '在', '于']))
+            .then_some(minute)
+        }),
+        Rule::new(r"(\d{3,4})(室|号房)", |c, a| {
+            (!a.before
+                .ends_with(|x: char| x.is_ascii_alphanumeric() || matches!(x, '.' | ',' | '-')))
+            .then(|| format!("{}{}", zh_digits(group(c, 1), true), group(c, 2)))
+        }),
         Rule::new(
             r"\+(\d{1,3})[ -]?(1[3-9]\d)[ -]?(\d{4})[ -]?(\d{4})",
             |c, a| {
@@ -133,7 +192,7 @@ pub(super) static BEFORE: LazyLock<Vec<Rule>> = LazyLock::new(|| {
             (code && !currency).then(|| format!("{}{}", group(c, 1), zh_digits(group(c, 2), true)))
         }),
         Rule::new(
-            r"(房间|教室|房|室|单元|门牌号?|尾号|编号|学号|工号|邮编|验证码|密码|邮政编码|身份证号?|卡号|账号|QQ号?|车次|航班)(是|为|：|:)?(\d{3,})",
+            r"(房间|教室|房|室|单元|门牌号?|尾号|编号|学号|工号|邮编|验证码|密码|邮政编码|身份证号?|卡号|账号|QQ号?|微信号|车次|航班)(是|为|：|:)?(\d{3,})",
             |c, a| {
                 (!a.after.starts_with(|x: char| {
                     x == '.' || x == ',' || x == '个' || x == '间' || x == '元'
@@ -199,6 +258,39 @@ pub(super) static AFTER: LazyLock<Vec<Rule>> = LazyLock::new(|| {
         }),
     ]
 });
+
+/// `¥1.5亿`, `$5/月`, `HK$500`.
+fn price(c: &Captures, around: Around) -> Option<String> {
+    let currency = match group(c, 1) {
+        "HK$" => "港元",
+        "NT$" => "新台币",
+        "€" => "欧元",
+        "£" => "英镑",
+        "¥" | "￥" => "元",
+        _ => "美元",
+    };
+    let more = around.after.starts_with(|x: char| {
+        x.is_ascii_alphanumeric() || matches!(x, '-' | '~' | '～' | '–' | '—' | '/')
+    });
+    let point = around.after.strip_prefix(['.', ',']);
+    if more
+        || point.is_some_and(|p| p.starts_with(|x: char| x.is_ascii_digit()))
+        || around
+            .before
+            .ends_with(|x: char| x.is_ascii_alphanumeric() || x == '-')
+    {
+        return None;
+    }
+    let per = match group(c, 4) {
+        "" => String::new(),
+        unit => format!("每{unit}"),
+    };
+    let number = match (group(c, 2), group(c, 3)) {
+        ("2", "万" | "亿" | "千万" | "万亿") => "两".into(),
+        (number, _) => zh_decimal(number),
+    };
+    Some(format!("{per}{number}{}{currency}", group(c, 3)))
+}
 
 fn hotline(c: &Captures, around: Around) -> Option<String> {
     let digits = group(c, 0).replace('-', "");

@@ -24,10 +24,6 @@ pub(super) static BEFORE: LazyLock<Vec<Rule>> = LazyLock::new(|| {
         Rule::new(r"\b[vV](\d+(?:\.\d+)?)\b", |c, _| {
             Some(format!("version {}", en_decimal(group(c, 1))))
         }),
-        Rule::new(
-            r"([$€£¥₹₩]|\b(?:USD|EUR|GBP|CNY|RMB|JPY|INR|CAD|AUD|HKD|CHF) ?)(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?: ?(bn|mn|tn|[kKMBT])\b| (thousand|million|billion|trillion)\b)?",
-            money,
-        ),
         Rule::new(r"\b(24/7|50/50|9/11)\b", |c, a| {
             a.is_free().then(|| {
                 match group(c, 1) {
@@ -141,6 +137,7 @@ pub(super) static BEFORE: LazyLock<Vec<Rule>> = LazyLock::new(|| {
             a.is_free()
                 .then(|| en_decimal(&format!("{}{}", group(c, 1).replace(',', ""), group(c, 2))))
         }),
+        Rule::new(r"\b(\d+\.\d+)([A-Za-z]*)\b", decimal),
         Rule::new(r"\b([A-Z]{1,5})-?(\d{1,4})\b", code),
         Rule::new(r"\b\d+\b", integer),
         Rule::new(r"\b(?:[Nn]o\.|№) ?(\d+)\b", |c, _| {
@@ -148,9 +145,6 @@ pub(super) static BEFORE: LazyLock<Vec<Rule>> = LazyLock::new(|| {
         }),
         Rule::new(r"#(\d+)\b", |c, _| {
             Some(format!("number {}", en_cardinal(group(c, 1))))
-        }),
-        Rule::new(r"#([A-Za-z]\w*)", |c, _| {
-            Some(format!("hashtag {}", group(c, 1)))
         }),
         Rule::new(r"\b([A-Z][a-z]+(?: (?:the|War))?) ([IVXL]+)\b", numeral),
         Rule::new(r"\bw/o\b", |_, _| Some("without".into())),
@@ -282,67 +276,6 @@ fn dotted(c: &Captures, around: Around) -> Option<String> {
     })
 }
 
-/// Singular, plural, and the hundredth part of a currency in both.
-fn currency(sign: &str) -> [&'static str; 4] {
-    match sign.trim() {
-        "€" | "EUR" => ["euro", "euros", "cent", "cents"],
-        "£" | "GBP" => ["pound", "pounds", "penny", "pence"],
-        "¥" | "JPY" => ["yen", "yen", "sen", "sen"],
-        "CNY" | "RMB" => ["yuan", "yuan", "fen", "fen"],
-        "₹" | "INR" => ["rupee", "rupees", "paisa", "paise"],
-        "₩" => ["won", "won", "jeon", "jeon"],
-        "CAD" => ["Canadian dollar", "Canadian dollars", "cent", "cents"],
-        "AUD" => ["Australian dollar", "Australian dollars", "cent", "cents"],
-        "HKD" => ["Hong Kong dollar", "Hong Kong dollars", "cent", "cents"],
-        "CHF" => ["Swiss franc", "Swiss francs", "centime", "centimes"],
-        _ => ["dollar", "dollars", "cent", "cents"],
-    }
-}
-
-fn money(c: &Captures, around: Around) -> Option<String> {
-    let [one, many, cent, cents] = currency(group(c, 1));
-    let whole = group(c, 2).replace(',', "");
-    let fraction = group(c, 3).trim_start_matches('.');
-    let scale = match (group(c, 4), group(c, 5)) {
-        ("k" | "K", _) => "thousand",
-        ("M" | "mn", _) => "million",
-        ("B" | "bn", _) => "billion",
-        ("T" | "tn", _) => "trillion",
-        (_, word) => word,
-    };
-    if around
-        .after
-        .starts_with(|x: char| x.is_ascii_alphanumeric())
-    {
-        return None;
-    }
-    if !scale.is_empty() {
-        return Some(format!(
-            "{} {scale} {many}",
-            en_decimal(&format!("{whole}{}", group(c, 3)))
-        ));
-    }
-    let major = |n: &str| format!("{} {}", en_cardinal(n), if n == "1" { one } else { many });
-    if fraction.len() != 2 {
-        let number = en_decimal(&format!("{whole}{}", group(c, 3)));
-        return Some(if fraction.is_empty() {
-            major(&whole)
-        } else {
-            format!("{number} {many}")
-        });
-    }
-    let minor = format!(
-        "{} {}",
-        en_cardinal(fraction),
-        if fraction == "01" { cent } else { cents }
-    );
-    Some(match (whole.trim_start_matches('0'), fraction) {
-        (_, "00") => major(&whole),
-        ("", _) => minor,
-        _ => format!("{} and {minor}", major(&whole)),
-    })
-}
-
 fn measure(c: &Captures, around: Around) -> Option<String> {
     let unit = units::find(group(c, 3))?;
     let joined = around
@@ -383,6 +316,17 @@ fn range(c: &Captures, around: Around) -> Option<String> {
         && !around.after.starts_with(['-', '/', ':', '–']);
     (alone && from.len() <= 3 && to.len() <= 4)
         .then(|| format!("{} to {}", en_cardinal(from), en_cardinal(to)))
+}
+
+/// A decimal that stands alone, or with letters that are no unit.
+fn decimal(c: &Captures, around: Around) -> Option<String> {
+    let marks = ['/', ':', '-', '–', '^', '$'];
+    let alone =
+        around.is_free() && !around.before.ends_with(marks) && !around.after.starts_with(marks);
+    alone.then(|| {
+        let gap = if group(c, 2).is_empty() { "" } else { " " };
+        format!("{}{gap}{}", en_decimal(group(c, 1)), group(c, 2))
+    })
 }
 
 /// Letters with a number: `COVID-19`, `F-16`, `A380`.

@@ -27,6 +27,12 @@ pub(super) fn month(name: &str) -> &'static str {
         .unwrap_or("May")
 }
 
+/// The month of a number from 1 to 12.
+pub(super) fn month_of(number: &str) -> Option<&'static str> {
+    let index: usize = number.parse().ok()?;
+    MONTHS.get(index.checked_sub(1)?).copied()
+}
+
 pub(super) fn valid_day(day: &str) -> bool {
     matches!(day.parse(), Ok(1..=31))
 }

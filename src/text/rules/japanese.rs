@@ -10,6 +10,11 @@ use crate::text::numbers::{ja_cardinal, ja_decimal, ja_digits};
 pub(super) static BEFORE: LazyLock<Vec<Rule>> = LazyLock::new(|| {
     let number = r"(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)";
     vec![
+        Rule::new(r"〒 ?(\d{3})-?(\d{4})", |c, a| {
+            let number = [1, 2].map(|i| ja_digits(group(c, i))).join("の");
+            (!a.after.starts_with(|x: char| x.is_ascii_digit()))
+                .then(|| format!("郵便番号{number}"))
+        }),
         Rule::new(r"0\d{1,4}-\d{1,4}-\d{3,4}", |c, a| {
             a.is_free().then(|| {
                 group(c, 0)
@@ -19,7 +24,22 @@ pub(super) static BEFORE: LazyLock<Vec<Rule>> = LazyLock::new(|| {
                     .join("の")
             })
         }),
+        Rule::new(r"([1-9]\d{0,3})-([1-9]\d{0,2})-([1-9]\d{0,3})", |c, a| {
+            let alone = !a
+                .before
+                .ends_with(|x: char| x.is_ascii_alphanumeric() || x == '-')
+                && !a
+                    .after
+                    .starts_with(|x: char| x.is_ascii_alphanumeric() || x == '-');
+            // Four digits first are a date's.
+            (alone && group(c, 1).len() < 4)
+                .then(|| [1, 2, 3].map(|i| ja_cardinal(group(c, i))).join("の"))
+        }),
         Rule::new(r"[vV]?\d+(?:\.\d+){2,3}", dotted),
+        Rule::new(r"[vV](\d+(?:\.\d+)?)", |c, a| {
+            (!a.before.ends_with(|x: char| x.is_ascii_alphanumeric()) && a.is_free())
+                .then(|| format!("バージョン{}", ja_decimal(group(c, 1))))
+        }),
         Rule::new(
             r"(\d+(?:\.\d+)?)[%％]?[-~～〜–](\d+(?:\.\d+)?)[%％]",
             |c, _| {

@@ -6,6 +6,8 @@
 mod chinese;
 mod english;
 mod english_dates;
+mod english_everyday;
+mod english_money;
 mod japanese;
 mod symbols;
 mod units;
@@ -65,8 +67,11 @@ impl Rule {
     fn apply(&self, text: &str) -> Option<String> {
         let mut out = String::new();
         let (mut copied, mut position) = (0, 0);
-        while let Some(captures) = self.pattern.captures_at(text, position) {
-            let found = captures.get_match();
+        // Finding a match is much cheaper than finding its groups, and most rules match nowhere.
+        while let Some(found) = self.pattern.find_at(text, position) {
+            let Some(captures) = self.pattern.captures_at(text, found.start()) else {
+                break;
+            };
             let around = Around {
                 before: &text[..found.start()],
                 after: &text[found.end()..],
@@ -114,7 +119,10 @@ pub(super) fn before(text: &str, language: Language) -> String {
     match language {
         Language::Chinese => run(&chinese::BEFORE, &text),
         Language::Japanese => run(&japanese::BEFORE, &text),
-        Language::English => run(&english::BEFORE, &text),
+        Language::English => {
+            let text = run(&english_everyday::RULES, &text);
+            run(&english::BEFORE, &run(&english_money::RULES, &text))
+        }
         Language::Korean | Language::Other => text,
     }
 }
