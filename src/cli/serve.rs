@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::model::resolve_model_dir;
 use super::text::read_lexicon;
+use crate::cpu::heap::keep_heaps_small;
 use crate::engine::{Synthesizer, SynthesizerOptions};
 use crate::server::{Server, Starter, tasks_config};
 use crate::settings::{Flags, Settings};
@@ -22,6 +23,7 @@ pub(super) fn run(mut flags: Flags, log_level: Option<String>) -> anyhow::Result
         flags.set_log_level(level);
     }
     let settings = Settings::load(&flags)?;
+    keep_heaps_small();
     init_logs(&settings.log_level, settings.log_format);
     warn_of_oddities(&settings);
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -14,6 +14,7 @@ mod epilogue;
 mod exact;
 mod flow;
 mod gemm;
+pub(crate) mod heap;
 mod isa;
 mod math;
 mod memory;

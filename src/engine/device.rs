@@ -81,6 +81,11 @@ impl Device {
     }
 }
 
+/// Rows and frames of one call on the CPU. A few hundred rows keep its cores busy; more of them would only make streams and cancels wait for the
+/// call's end, and the buffers larger.
+const CPU_LLM_ROWS: usize = 256;
+const CPU_FRAMES: usize = 1000;
+
 /// What a running engine is on.
 pub(super) struct Started {
     pub(super) engine: EngineHandle,
@@ -139,7 +144,11 @@ impl Starting<'_> {
                 let each = self.sequences(|| sizing::sequences(llm, self.dir));
                 let cpu = self.cpu;
                 let open = move || Ok(Cpu::new(cpu));
-                let engine = start_on(checkpoint, [open], self.options(each), trace)?;
+                let mut options = self.options(each);
+                options.budgets.llm_rows = CPU_LLM_ROWS;
+                options.budgets.flow_frames = CPU_FRAMES;
+                options.budgets.vocoder_frames = CPU_FRAMES;
+                let engine = start_on(checkpoint, [open], options, trace)?;
                 (engine, each, 1)
             }
         };

@@ -51,8 +51,6 @@ pub(super) struct Stages<B: Backend> {
     draws: VecDeque<Draws<B>>,
     /// The ends of Euler steps and vocoder calls that may not be done yet, oldest first.
     backlog: VecDeque<B::Mark>,
-    /// Finished flow states, for reuse.
-    spare: Vec<FlowState<B>>,
     trace: Arc<Trace>,
     tokens_drawn: u64,
 }
@@ -83,7 +81,6 @@ impl<B: Backend> Stages<B> {
             tokens: llm_backend.ids(&vec![0; pages])?,
             draws: VecDeque::new(),
             backlog: VecDeque::new(),
-            spare: Vec::new(),
             trace,
             tokens_drawn: 0,
             models,
@@ -297,10 +294,7 @@ impl<B: Backend> Stages<B> {
         let Models { backend, flow, .. } = &self.models;
         let mut states = Vec::with_capacity(new.len());
         for _ in new {
-            states.push(match self.spare.pop() {
-                Some(state) => state,
-                None => FlowState::new(backend)?,
-            });
+            states.push(FlowState::new(backend)?);
         }
         self.lend_prefixes(sequences, new, &mut states);
         let inputs: Vec<FlowInput<'_>> = new
@@ -361,7 +355,6 @@ impl<B: Backend> Stages<B> {
             )?;
             mel = changed;
         }
-        self.spare.push(state);
         sequence.mel = Some(PendingMel {
             mel,
             first_frame: call.token_offset * flow.frames_per_token(),

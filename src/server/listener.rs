@@ -69,7 +69,7 @@ fn accept(app: &Arc<App>, mut stream: TcpStream, peer: SocketAddr) {
     let counted = Counted(Arc::clone(app));
     if app.connections.fetch_add(1, Ordering::Relaxed) >= app.settings.max_connections {
         tokio::spawn(async move {
-            let _ = tokio::time::timeout(CLOSING, refuse(&mut stream)).await;
+            refuse(&mut stream, &TOO_MANY).await;
             drop(counted);
         });
         return;
@@ -84,20 +84,24 @@ fn accept(app: &Arc<App>, mut stream: TcpStream, peer: SocketAddr) {
     let service_app = Arc::clone(app);
     let service =
         service_fn(move |request| handle::handle(Arc::clone(&service_app), peer, request));
-    let connection = http.serve_connection(TokioIo::new(stream), service);
+    let mut connection = http.serve_connection(TokioIo::new(stream), service);
     let closing = told_to_close(Arc::clone(app));
     tokio::spawn(async move {
-        let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
+            ended = &mut connection => ended,
             () = closing => {
                 // Idle connections end here, others after their answer.
-                connection.as_mut().graceful_shutdown();
-                connection.await
+                Pin::new(&mut connection).graceful_shutdown();
+                (&mut connection).await
             }
         };
         if let Err(error) = ended {
             tracing::debug!(%peer, %error, "connection ended");
+            let parts = connection.into_parts();
+            // An idle connection is closed without a word.
+            if error.is_timeout() && !parts.read_buf.is_empty() {
+                refuse(&mut parts.io.into_inner(), &TOO_SLOW).await;
+            }
         }
         drop(counted);
     });
@@ -108,13 +112,44 @@ async fn told_to_close(app: Arc<App>) {
     let _ = closing.wait_for(|c| *c).await;
 }
 
-async fn refuse(stream: &mut TcpStream) -> std::io::Result<()> {
-    let body = r#"{"error":"too_many_connections","message":"The server has too many connections","details":{}}"#;
-    let head = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {}\r\nretry-after: 1\r\nconnection: close\r\n\r\n",
+/// An answer that is given without a request.
+struct Refusal {
+    status: &'static str,
+    header: &'static str,
+    error: &'static str,
+    message: &'static str,
+}
+
+const TOO_MANY: Refusal = Refusal {
+    status: "503 Service Unavailable",
+    header: "retry-after: 1\r\n",
+    error: "too_many_connections",
+    message: "The server has too many connections",
+};
+
+const TOO_SLOW: Refusal = Refusal {
+    status: "408 Request Timeout",
+    header: "",
+    error: "request_timeout",
+    message: "The request's headers took too long",
+};
+
+/// Answers and closes, as far as the client takes it.
+async fn refuse(stream: &mut TcpStream, refusal: &Refusal) {
+    let Refusal {
+        status,
+        header,
+        error,
+        message,
+    } = refusal;
+    let body = format!(r#"{{"error":"{error}","message":"{message}","details":{{}}}}"#);
+    let answer = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{header}connection: close\r\n\r\n{body}",
         body.len()
     );
-    stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body.as_bytes()).await?;
-    stream.shutdown().await
+    let send = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await
+    };
+    let _ = tokio::time::timeout(CLOSING, send).await;
 }

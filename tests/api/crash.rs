@@ -75,7 +75,7 @@ fn text(n: usize) -> String {
 }
 
 /// The next of a reproducible sequence, below `bound`.
-fn draw(state: &mut u64, bound: u64) -> u64 {
+pub(super) fn draw(state: &mut u64, bound: u64) -> u64 {
     *state = state
         .wrapping_mul(6_364_136_223_846_793_005)
         .wrapping_add(1);

@@ -2,6 +2,7 @@
 
 mod client;
 mod crash;
+mod crash_program;
 mod fake;
 mod hostile;
 mod invalid;

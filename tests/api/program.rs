@@ -20,7 +20,11 @@ pub(crate) struct Program {
 impl Program {
     /// Starts it with these variables beside its own, and waits until it is ready.
     pub(crate) fn start(variables: &[(&str, &str)]) -> Self {
-        let data = tempfile::tempdir().expect("a temporary folder");
+        Self::on(tempfile::tempdir().expect("a temporary folder"), variables)
+    }
+
+    /// The same with what an earlier one left.
+    pub(crate) fn on(data: tempfile::TempDir, variables: &[(&str, &str)]) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
         let address = free.expect("a free port");
         let log = std::fs::File::create(data.path().join("log")).expect("a log");
@@ -52,6 +56,12 @@ impl Program {
             std::thread::sleep(Duration::from_millis(50));
         }
         program
+    }
+
+    /// The folder that it leaves; it must have ended.
+    pub(crate) fn into_data(mut self) -> tempfile::TempDir {
+        let other = tempfile::tempdir().expect("a temporary folder");
+        std::mem::replace(&mut self.data, other)
     }
 
     fn proc(&self, name: &str) -> PathBuf {

@@ -20,8 +20,8 @@ const CLIENTS: usize = 8;
 const REQUESTS: usize = 120;
 /// How much memory may grow between the two marks.
 const GROWTH: f64 = 0.05;
-/// Memory is the median of so many samples, one a second, before a mark.
-const SAMPLES: usize = 30;
+/// Memory is the median of so many samples, one a second, before a mark: what is in work then differs, by megabytes for each long stream.
+const SAMPLES: usize = 120;
 /// Until a finished task and its file are gone, at the settings below.
 const GONE: Duration = Duration::from_secs(40);
 const VOICE: &str = "pretrained_voice_001";

@@ -162,12 +162,18 @@ fn the_models_own_voices_are_not_changed() {
     let client = server.client();
     let path = "/api/v1/voices/pretrained_voice_001";
     assert_eq!(client.get(path).json()["voice_type"], "pretrained");
-    for reply in [
-        client.delete(path),
-        client.json("PUT", path, &json!({"name": "Mine"})),
-        create(&client, "pretrained_voice_001", &wav(1.0, 16_000)),
+    for (reply, word) in [
+        (client.delete(path), "voice_protected"),
+        (
+            client.json("PUT", path, &json!({"name": "Mine"})),
+            "voice_protected",
+        ),
+        (
+            create(&client, "pretrained_voice_001", &wav(1.0, 16_000)),
+            "voice_exists",
+        ),
     ] {
-        assert_eq!(reply.status, 409, "{}", reply.json());
+        assert_eq!((reply.status, reply.error().as_str()), (409, word));
     }
 }
 
@@ -205,4 +211,7 @@ fn odd_ids_are_refused_and_never_reach_the_disk() {
             .count(),
         0
     );
+    let speak = json!({"text": "Hi", "voice_id": "pretrained_voice_001"});
+    let id = client.submit("/api/v1/async/synthesize/sft", &speak);
+    assert_eq!(client.wait(&id)["status"], "completed");
 }

@@ -1,7 +1,7 @@
-"""Drives the web page in headless Chromium: `python tests/clients/page.py http://localhost:8000 page.png`.
+"""Drives the web page in headless Chromium: `python tests/clients/page.py http://localhost:8000 page.png prompt.wav`.
 
-Types, speaks by keyboard, waits for the player, saves screenshots of a desk in the light and a phone in the dark; any script error, refused
-resource or sideways scrolling fails it. Needs `chromium` and aiohttp.
+Types, speaks by keyboard, waits for the player, uploads a recording, makes one with Chromium's own microphone, cancels, saves screenshots of a
+desk in the light and a phone in the dark; any script error, refused resource or sideways scrolling fails it. Needs `chromium` and aiohttp.
 """
 
 import asyncio
@@ -15,7 +15,9 @@ import aiohttp
 
 BASE = sys.argv[1].rstrip("/") if len(sys.argv) > 1 else "http://localhost:8000"
 PICTURE = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else "page.png")
+PROMPT = pathlib.Path(sys.argv[3] if len(sys.argv) > 3 else "tests/fixtures/micro-kit/golden/prompt.wav").resolve()
 PORT = 9333
+FIRST = "document.querySelector('#tasks li')"
 
 
 class Page:
@@ -63,6 +65,43 @@ async def tab(session):
     raise TimeoutError("chromium does not start")
 
 
+async def submit(page, text, mode):
+    """Fills the form in and sends it; leaves the new task first in the list."""
+    before = await page.js("document.querySelectorAll('#tasks li').length")
+    await page.js(f"""
+        document.querySelector('[name=mode][value={mode}]').click();
+        document.getElementById("text").value = "{text}";
+        document.getElementById("form").requestSubmit()""")
+    await page.until(f"document.querySelectorAll('#tasks li').length > {before}")
+
+
+async def recordings(page):
+    """A voice from a file, then one from the microphone."""
+    await page.js("document.querySelector('[name=mode][value=zero-shot]').click()")
+    assert await page.js("!document.getElementById('recording').hidden")
+    document = await page.call("DOM.getDocument")
+    file = await page.call("DOM.querySelector", nodeId=document["root"]["nodeId"], selector="#file")
+    await page.call("DOM.setFileInputFiles", nodeId=file["nodeId"], files=[str(PROMPT)])
+    await page.until("document.getElementById('prompt-player').duration > 0")
+    await page.js("document.querySelector('[name=prompt_text]').value = 'What is said in it.'")
+    await submit(page, "With the voice of a file.", "zero-shot")
+    await page.until(f"{FIRST}?.querySelector('audio')?.duration > 0 && {FIRST}.textContent.includes('own recording')")
+    await page.js("document.getElementById('record').click()")
+    await page.until("document.getElementById('record').textContent == 'Stop'")
+    await asyncio.sleep(2)
+    await page.js("document.getElementById('record').click()")
+    await page.until("document.getElementById('record-state').textContent.endsWith('s recorded')")
+    await submit(page, "With the voice of the microphone.", "cross-lingual")
+    await page.until(f"{FIRST}?.querySelector('audio')?.duration > 0 && {FIRST}.textContent.includes('microphone')")
+
+
+async def cancel(page):
+    await submit(page, "This one is too long to be heard to its end, and so it is stopped. " * 100, "cross-lingual")
+    await page.until(f"{FIRST}.querySelector('button')?.textContent == 'Cancel'")
+    await page.js(f"{FIRST}.querySelector('button').click()")
+    await page.until(f"{FIRST}.textContent.includes('Task cancelled by user')")
+
+
 async def main():
     async with aiohttp.ClientSession() as session, session.ws_connect(await tab(session), max_msg_size=0) as socket:
         page = Page(socket)
@@ -83,6 +122,9 @@ async def main():
             field("lexicon").value = "SQL = sequel"; document.getElementById("form").requestSubmit()""")
         await page.until("document.querySelector('#tasks li').textContent.includes('Read: sequel 三')")
         assert await page.js("document.getElementById('message').textContent") == ""
+        await recordings(page)
+        await cancel(page)
+        assert await page.js("document.getElementById('message').textContent") == ""
         light = await page.js("getComputedStyle(document.body).backgroundColor")
         await page.picture(PICTURE)
         await page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
@@ -97,6 +139,7 @@ async def main():
 
 if __name__ == "__main__":
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--remote-debugging-port={PORT}", "--window-size=1280,1000"]
+    flags += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with tempfile.TemporaryDirectory() as profile:
         browser = subprocess.Popen(["chromium", *flags, f"--user-data-dir={profile}", "about:blank"], stderr=subprocess.DEVNULL)
         try:

@@ -13,6 +13,8 @@ use cosyvoice::model::voice::Voice;
 
 use crate::support::golden;
 
+mod simulation;
+
 /// On the CPU.
 pub(crate) fn start(options: EngineOptions) -> (EngineHandle, Arc<Voice>) {
     let checkpoint = Checkpoint::open(golden::model_dir()).unwrap_or_else(|e| panic!("{e}"));
