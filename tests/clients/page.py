@@ -124,6 +124,8 @@ async def main():
         assert await page.js("document.getElementById('message').textContent") == ""
         await recordings(page)
         await cancel(page)
+        shown = await page.js("document.querySelectorAll('#tasks li').length")
+        assert int(await page.js("document.getElementById('total').textContent")) >= shown, "the count of tasks stands still"
         assert await page.js("document.getElementById('message').textContent") == ""
         light = await page.js("getComputedStyle(document.body).backgroundColor")
         await page.picture(PICTURE)
