@@ -361,16 +361,22 @@ impl Frontend {
                 segment::close(&mut text, language);
                 text
             };
-            let whole = max + head_tokens;
-            if is_speakable(segment, &self.tags) {
-                let encode = |text: &str| self.tokenizer.encode(text);
-                let texts = segment::within(segment, &self.tags, &encode, whole, &finish);
-                parts.extend(texts.into_iter().map(|(text, tokens)| Part::Speech {
-                    text,
-                    tokens,
-                    language,
-                }));
+            if !is_speakable(segment, &self.tags) {
+                continue;
             }
+            let encode = |text: &str| self.tokenizer.encode(text);
+            let texts = segment::within(segment, &self.tags, &encode, max + head_tokens, &finish);
+            parts.extend(
+                texts
+                    .into_iter()
+                    // What was cut off a segment that is too long may be marks alone.
+                    .filter(|(text, _)| is_speakable(text, &self.tags))
+                    .map(|(text, tokens)| Part::Speech {
+                        text,
+                        tokens,
+                        language,
+                    }),
+            );
         }
         parts
     }
