@@ -3,8 +3,9 @@
 
 Half of the rows are two utterances of one speaker joined, which is what a prompt looks like; half of the rows long
 enough are laid out for text streaming. Merges of the text are dropped at random so that rare words are seen spelt.
+`--simple` leaves both out and the long sentences too: short rows align text and speech soonest, so on a CPU a run begins with it.
 
-    train_llm.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M]
+    train_llm.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M] [--simple SECONDS]
 """
 import random
 
@@ -22,13 +23,14 @@ MAX_TOKENS = 600      # speech tokens of a joined row: 24 s
 
 def main():
     parser = arguments(__doc__, steps=60_000, batch=64, lr=1e-3)
+    parser.add_argument("--simple", type=float, help="single utterances up to so many seconds only")
     args = parser.parse_args()
     device = setup(args)
     if args.tiny_steps:
         args.batch = 2
     tokens = torch.load(args.data / "tokens.pt", weights_only=True)["tokens"]
     bpe = Bpe.load(args.data / "bpe")
-    corpus = Corpus(args.data / "audio")
+    corpus = Corpus(args.data / "audio", longest=args.simple)
     by_speaker = {}
     for row in corpus.rows:
         by_speaker.setdefault(row["speaker"], []).append(row)
@@ -43,7 +45,7 @@ def main():
         for row in corpus.similar(args.batch):
             text = bpe.encode(row["text"], random, BPE_DROPOUT if random.random() < 0.5 else 0.0)
             speech = tokens[row["key"]].tolist()
-            if random.random() < 0.5:
+            if not args.simple and random.random() < 0.5:
                 before = random.choice(by_speaker[row["speaker"]])
                 if len(speech) + len(tokens[before["key"]]) <= MAX_TOKENS:
                     text = bpe.encode(before["text"]) + text
@@ -51,7 +53,7 @@ def main():
             texts.append(text)
             speeches.append(speech)
         with autocast(device):
-            loss, right = model.loss(texts, speeches)
+            loss, right = model.loss(texts, speeches, mixed=0.0 if args.simple else 0.5)
         run.add(loss=loss, right=right)
         clipped_step(loss, optimizer, model.parameters())
 

@@ -70,7 +70,7 @@ class FlowDims:
 @dataclass(frozen=True)
 class HiftDims:
     """HiFT vocoder: mel [80, T] -> wave [480 T]."""
-    base: int = 96
+    base: int = 64
     f0_channels: int = 96
     harmonics: int = 8
     rates: tuple = (8, 5, 3)

@@ -1,11 +1,14 @@
 """Speech corpus on disk: per shard `NAME.i16` (24 kHz PCM16, utterances end to end) and `NAME.jsonl`, one line an
 utterance: {speaker, split, text, start, length} with start and length in samples, length a multiple of 960."""
 import json
+import math
 import pathlib
 import random
 
 import numpy as np
 import torch
+
+from .config import SAMPLE_RATE
 
 
 class ShardWriter:
@@ -33,17 +36,18 @@ class ShardWriter:
 class Corpus:
     """All utterances of a folder, audio memory-mapped.
 
-    `rows` are the utterances of `split` (None: of all) whose speaker passes `keep` (a predicate of the name);
-    `audio(row)` is float32 [N] at 24 kHz.
+    `rows` are the utterances of `split` (None: of all) whose speaker passes `keep` (a predicate of the name), up to
+    `longest` seconds; `audio(row)` is float32 [N] at 24 kHz.
     """
 
-    def __init__(self, folder, split="train", keep=lambda speaker: True):
+    def __init__(self, folder, split="train", keep=lambda speaker: True, longest=None):
         self.maps, self.rows = [], []
         for index in sorted(pathlib.Path(folder).glob("[!.]*.jsonl")):
             pcm = np.memmap(index.with_suffix(".i16"), "<i2", "r")
             for line in index.open(encoding="utf-8"):
                 row = json.loads(line)
-                if split in (None, row["split"]) and keep(row["speaker"]) and row["start"] + row["length"] <= len(pcm):
+                fits = row["start"] + row["length"] <= len(pcm) and row["length"] <= (longest or math.inf) * SAMPLE_RATE
+                if split in (None, row["split"]) and keep(row["speaker"]) and fits:
                     row["shard"], row["key"] = len(self.maps), f"{index.stem}:{row['start']}"
                     self.rows.append(row)
             self.maps.append(pcm)
@@ -72,4 +76,4 @@ class Corpus:
         return out.to(device), torch.tensor([row["length"] for row in rows], device=device)
 
     def seconds(self):
-        return sum(row["length"] for row in self.rows) / 24_000
+        return sum(row["length"] for row in self.rows) / SAMPLE_RATE

@@ -144,12 +144,12 @@ class SpeechLm(nn.Module):
                 targets += [IGNORE] * len(words) + list(speech[start:]) + [end]
         return items, targets
 
-    def loss(self, texts, speeches):
-        """Mean cross entropy of a batch of id lists, half of them bistream where the speech is long enough."""
+    def loss(self, texts, speeches, mixed=0.5):
+        """Mean cross entropy of a batch of id lists, a share `mixed` of them bistream where the speech is long enough."""
         rows = []
         for text, speech in zip(texts, speeches):
-            mixed = random.random() < 0.5 and len(speech) / len(text) > MIX_SPEECH / MIX_TEXT
-            rows.append((self.bistream if mixed else self.unistream)(text, speech))
+            fits = len(speech) / len(text) > MIX_SPEECH / MIX_TEXT
+            rows.append((self.bistream if fits and random.random() < mixed else self.unistream)(text, speech))
         device, size = self.llm_decoder.weight.device, max(len(items) for items, _ in rows)
         flat = torch.tensor([items + [(0, SOS)] * (size - len(items)) for items, _ in rows]).to(device)
         target = torch.tensor([t + [IGNORE] * (size - len(t)) for _, t in rows]).to(device)
