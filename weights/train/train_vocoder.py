@@ -52,12 +52,13 @@ def main():
     parser = arguments(__doc__, steps=60_000, batch=32, lr=4e-4)
     parser.add_argument("--frames", type=int, default=50, help="mel frames a crop")
     parser.add_argument("--gan-from", type=float, default=0.3, help="share of the run before the adversarial losses")
+    parser.add_argument("--slim-judges", action="store_true", help="few small discriminators, which a CPU can afford")
     args = parser.parse_args()
     device = setup(args)
     if args.tiny_steps:
         args.batch, args.frames, args.gan_from = 2, 20, 0.5
     corpus = Corpus(args.data / "audio", keep=lambda s: s.partition("@")[0] not in NARROW)
-    model, judges = HiftGenerator(DIMS.hift).to(device), Discriminators().to(device)
+    model, judges = HiftGenerator(DIMS.hift).to(device), Discriminators(args.slim_judges).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.8, 0.99))
     judge_optimizer = torch.optim.AdamW(judges.parameters(), args.lr, betas=(0.8, 0.99))
     run = Run("vocoder", args, {"model": model, "judges": judges}, {"model": optimizer, "judges": judge_optimizer})
