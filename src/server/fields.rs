@@ -24,14 +24,18 @@ impl Reader {
         }
     }
 
-    /// Reads a query string; its values are text as those of forms. A name given twice is a fault.
+    /// Reads a query string; its values are text as those of forms. A name given twice is a fault, and an empty value is an empty text
+    /// and no number or word: unlike a form, a query does not have to name what it leaves out.
     pub(super) fn of_query(query: Option<&str>) -> Self {
         let mut reader = Self::new(Fields::new());
         for (name, value) in urlencoded::pairs(query.unwrap_or_default().as_bytes()) {
             let name = String::from_utf8_lossy(&name).into_owned();
-            let field = Field::Form {
-                bytes: value.into(),
-                file_name: None,
+            let field = match value.is_empty() {
+                true => Field::Json(Value::String(String::new())),
+                false => Field::Form {
+                    bytes: value.into(),
+                    file_name: None,
+                },
             };
             if reader.fields.insert(name.clone(), field).is_some() {
                 reader.fault(&name, "is given more than once");
@@ -315,15 +319,24 @@ mod tests {
 
     #[test]
     fn forms_carry_numbers_as_text() {
-        let mut r = Reader::of_query(Some("speed=1.5&seed=7&stream=on&text=%20hi&bad=nan&empty="));
+        let mut r = Reader::of_query(Some("speed=1.5&seed=7&stream=on&text=%20hi&bad=nan"));
         assert_eq!(r.number("speed", 0.5, 2.0, 1.0), 1.5);
         assert_eq!(r.integer("seed", 0, 10), Some(7));
         assert!(r.boolean("stream"));
         assert_eq!(r.required_text("text", 3), " hi");
-        assert_eq!(r.text("empty"), None);
         assert!(r.faults.is_empty());
         r.number("bad", 0.0, 1.0, 0.0);
         assert_eq!(r.faults.len(), 1);
+    }
+
+    #[test]
+    fn an_empty_value_in_a_query_is_neither_a_number_nor_a_word() {
+        let mut r = Reader::of_query(Some("limit=&status=&note="));
+        assert_eq!(r.optional_text("note", 3).as_deref(), Some(""));
+        assert!(r.faults.is_empty());
+        r.integer("limit", 1, 10);
+        r.choice("status", 0, "a", |_| None);
+        assert_eq!(r.faults.len(), 2);
     }
 
     #[test]

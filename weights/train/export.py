@@ -99,7 +99,7 @@ def main():
                args.out / "spk2info.pt")
     write_yaml(args.out / "cosyvoice2.yaml")
     write_qwen(args.out / "CosyVoice-BlankEN", args.data)
-    write_wav(args.out / "prompt.wav", Speaker(PROMPT_SPEAKER).say(PROMPT_TEXT, 0))
+    write_wav(args.out / "prompt.wav", Speaker(PROMPT_SPEAKER).say(PROMPT_TEXT, 0)[0])
     (args.out / "prompt.txt").write_text(PROMPT_TEXT + "\n")
     write_card(args.out / "README.md", args.ckpt, args.data, VOICES, PROMPT_SPEAKER, corpus.seconds())
     size = 0

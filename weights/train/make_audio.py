@@ -44,9 +44,9 @@ def make_shard(job):
     while writer.samples < hours * 3600 * SAMPLE_RATE:
         split = "test" if rng.random() < TEST_SHARE else "train"
         text = rng.choice(sentences[split])
-        audio = teacher.say(text, rng.randrange(2 ** 31))
+        audio, frames = teacher.say(text, rng.randrange(2 ** 31))
         if audio is not None and len(audio) <= MAX_SECONDS * SAMPLE_RATE:
-            writer.add(speaker, split, text, audio)
+            writer.add(speaker, split, text, audio, frames)
     writer.close()
     for suffix in (".i16", ".jsonl"):      # the index last: its presence marks the shard complete
         (folder / f".{name}{suffix}").rename(folder / f"{name}{suffix}")

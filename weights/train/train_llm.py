@@ -23,6 +23,7 @@ MAX_TOKENS = 600      # speech tokens of a joined row: 24 s
 
 def main():
     parser = arguments(__doc__, steps=60_000, batch=64, lr=1e-3)
+    parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--simple", type=float, help="single utterances up to so many seconds only")
     args = parser.parse_args()
     device = setup(args)
@@ -34,7 +35,7 @@ def main():
     by_speaker = {}
     for row in corpus.rows:
         by_speaker.setdefault(row["speaker"], []).append(row)
-    model = SpeechLm(DIMS.llm, DIMS.tokenizer.codebook).to(device)
+    model = SpeechLm(DIMS.llm, DIMS.tokenizer.codebook, args.dropout).to(device)
     decayed = [p for p in model.parameters() if p.dim() > 1]
     other = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}],

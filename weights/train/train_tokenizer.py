@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Step 4: train the speech tokenizer.
 
-The quantised codes must tell a small decoder the phonemes (CTC), the mel of the utterance given its mean and deviation
-over time, and the pitch relative to its mean: content and prosody, not timbre. Only the tokenizer is exported.
+The quantised codes must tell a small decoder the phonemes (frame by frame where the teacher tells them, else by CTC),
+the mel of the utterance given its mean and deviation over time, and the pitch relative to its mean: content and prosody,
+not timbre. Only the tokenizer is exported.
 
     train_tokenizer.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M]
 """
@@ -21,14 +22,14 @@ SAMPLES_PER_TOKEN = 960
 
 
 def phoneme_table(path):
-    """({text: phoneme ids}, number of ids); id 0 is CTC's blank."""
+    """({text: phoneme ids}, {phoneme: id}); id 0 is CTC's blank, and the silence of frames."""
     spoken = {}
     for line in path.open(encoding="utf-8"):
         _, text, phonemes = line.rstrip("\n").split("\t")
         spoken[text] = [c for c in phonemes if c not in UNSPOKEN]
     alphabet = sorted({c for phonemes in spoken.values() for c in phonemes})
     ids = {c: i + 1 for i, c in enumerate(alphabet)}
-    return {text: [ids[c] for c in phonemes] for text, phonemes in spoken.items()}, len(alphabet) + 1
+    return {text: [ids[c] for c in phonemes] for text, phonemes in spoken.items()}, ids
 
 
 class ConvBlock(nn.Module):
@@ -43,13 +44,14 @@ class ConvBlock(nn.Module):
 
 
 class CodeReader(nn.Module):
-    """codes [B, T, dims] at 25 Hz -> phoneme logits [B, T, P], mel [B, 80, 2T], (voiced logit, pitch) [B, 2, 2T]."""
+    """codes [B, T, dims] at 25 Hz -> phoneme logits [B, T, P] for CTC and [B, P, 2T] of the frames, mel [B, 80, 2T],
+    (voiced logit, pitch) [B, 2, 2T]."""
 
     def __init__(self, code_dims, phonemes, width=192):
         super().__init__()
         self.enter = nn.Linear(code_dims, width)
         self.shared = nn.Sequential(ConvBlock(width), ConvBlock(width))
-        self.phonemes = nn.Linear(width, phonemes)
+        self.phonemes, self.frames = nn.Linear(width, phonemes), nn.Linear(width, 2 * phonemes)
         self.timbre = nn.Linear(2 * MEL_BINS, width)
         self.fine = nn.Sequential(ConvBlock(width), ConvBlock(width), nn.LayerNorm(width))
         self.mel, self.pitch = nn.Linear(width, 2 * MEL_BINS), nn.Linear(width, 4)
@@ -59,7 +61,7 @@ class CodeReader(nn.Module):
         shared = self.shared(self.enter(codes))
         fine = self.fine(shared + self.timbre(timbre)[:, None])
         frames = lambda x: x.unflatten(2, (2, -1)).flatten(1, 2).transpose(1, 2)
-        return self.phonemes(shared), frames(self.mel(fine)), frames(self.pitch(fine))
+        return self.phonemes(shared), frames(self.frames(shared)), frames(self.mel(fine)), frames(self.pitch(fine))
 
 
 def timbre_of(mel, inside):
@@ -78,6 +80,24 @@ def pitch_loss(predicted, f0, inside):
     return entropy + 4 * ((predicted[:, 1] - (octaves - mean)).abs() * voiced).sum() / voiced.sum().clamp(min=1)
 
 
+def phoneme_losses(rows, tokens, phonemes, ids, by_token, by_frame):
+    """(cross entropy of the frames whose phonemes are known, CTC of the other rows, each 0 where there are none)."""
+    known = [i for i, row in enumerate(rows) if "frames" in row]
+    other = [i for i, row in enumerate(rows) if "frames" not in row]
+    frame = ctc = by_token.sum() * 0
+    if known:
+        target = torch.full((len(known), by_frame.shape[2]), -1)
+        for row, line in zip(target, (rows[i]["frames"] for i in known)):
+            row[:len(line)] = torch.tensor([ids.get(c, 0) for c in line])
+        frame = F.cross_entropy(by_frame[known].float(), target.to(by_frame.device), ignore_index=-1)
+    if other:
+        targets = [torch.tensor(phonemes[rows[i]["text"]]) for i in other]
+        ctc = F.ctc_loss(by_token[other].float().log_softmax(-1).transpose(0, 1), torch.cat(targets).to(by_token.device),
+                         tokens[other], torch.tensor([len(t) for t in targets], device=by_token.device),
+                         zero_infinity=True)
+    return frame, ctc
+
+
 def main():
     parser = arguments(__doc__, steps=40_000, batch=48, lr=1e-3)
     args = parser.parse_args()
@@ -85,9 +105,9 @@ def main():
     if args.tiny_steps:
         args.batch = 2
     corpus = Corpus(args.data / "audio")
-    phonemes, size = phoneme_table(args.data / "text.tsv")
+    phonemes, ids = phoneme_table(args.data / "text.tsv")
     model = SpeechTokenizer(DIMS.tokenizer).to(device)
-    reader = CodeReader(DIMS.tokenizer.fsq_dims, size).to(device)
+    reader = CodeReader(DIMS.tokenizer.fsq_dims, len(ids) + 1).to(device)
     optimizer = torch.optim.AdamW([*model.parameters(), *reader.parameters()], args.lr, betas=(0.9, 0.98))
     run = Run("tokenizer", args, {"model": model, "reader": reader}, {"both": optimizer})
     for _ in run.steps():
@@ -101,14 +121,12 @@ def main():
         with autocast(device):
             hidden, _ = model.encoder(feats, (4 * tokens).int())
             codes = model.quantizer.codes(hidden)
-            logits, mel_hat, pitch_hat = reader(codes, timbre)
-        targets = [torch.tensor(phonemes[row["text"]]) for row in rows]
-        ctc = F.ctc_loss(logits.float().log_softmax(-1).transpose(0, 1), torch.cat(targets).to(device), tokens,
-                         torch.tensor([len(t) for t in targets], device=device), zero_infinity=True)
+            by_token, by_frame, mel_hat, pitch_hat = reader(codes, timbre)
+        frame, ctc = phoneme_losses(rows, tokens, phonemes, ids, by_token, by_frame)
         mel_loss = ((mel_hat.float() - mel).abs() * inside[:, None]).sum() / (inside.sum() * MEL_BINS)
         f0_loss = pitch_loss(pitch_hat.float(), f0, inside)
-        run.add(ctc=ctc, mel=mel_loss, pitch=f0_loss)
-        clipped_step(ctc + mel_loss + 0.5 * f0_loss, optimizer, [*model.parameters(), *reader.parameters()])
+        run.add(frame=frame, ctc=ctc, mel=mel_loss, pitch=f0_loss)
+        clipped_step(frame + 0.3 * ctc + mel_loss + 0.5 * f0_loss, optimizer, [*model.parameters(), *reader.parameters()])
 
 
 if __name__ == "__main__":

@@ -62,8 +62,11 @@ async fn all(voices: &Arc<Voices>) -> Vec<Value> {
 pub(crate) async fn list(context: Context) -> Answer {
     let tasks = context.tasks()?;
     let mut query = context.query();
-    let voice_type = query.optional_text("voice_type", MAX_NAME);
-    let language = query.optional_text("language", MAX_NAME);
+    let mut filter = |name| {
+        let wanted = query.optional_text(name, MAX_NAME);
+        wanted.filter(|w| !w.is_empty())
+    };
+    let (voice_type, language) = (filter("voice_type"), filter("language"));
     let page = query.integer("page", 1, 1_000_000).unwrap_or(1);
     let size = query
         .integer("page_size", 1, MAX_PAGE)

@@ -1,5 +1,6 @@
 """Speech corpus on disk: per shard `NAME.i16` (24 kHz PCM16, utterances end to end) and `NAME.jsonl`, one line an
-utterance: {speaker, split, text, start, length} with start and length in samples, length a multiple of 960."""
+utterance: {speaker, split, text, start, length} with start and length in samples, length a multiple of 960, and where the
+teacher tells them `frames`: the phonemes of its mel frames, a character each."""
 import json
 import math
 import pathlib
@@ -21,10 +22,12 @@ class ShardWriter:
         self.index = (folder / f"{name}.jsonl").open("w", encoding="utf-8")
         self.samples = 0
 
-    def add(self, speaker, split, text, audio):
+    def add(self, speaker, split, text, audio, frames=None):
         pcm = (np.clip(audio, -1, 1) * 32767).astype("<i2")
         self.audio.write(pcm.tobytes())
         row = {"speaker": speaker, "split": split, "text": text, "start": self.samples, "length": len(pcm)}
+        if frames is not None:
+            row["frames"] = frames
         self.index.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.samples += len(pcm)
 

@@ -1,4 +1,5 @@
-"""The speakers whose speech is learnt from: `Speaker(name).say(text, seed)` -> float32 wave at 24 kHz.
+"""The speakers whose speech is learnt from: `Speaker(name).say(text, seed)` -> float32 wave at 24 kHz, and for the
+teacher that tells its durations the phoneme of every frame.
 
 | engine  | package                                   | licence                            | speakers            |
 |---------|-------------------------------------------|------------------------------------|---------------------|
@@ -20,11 +21,12 @@ import wave
 import numpy as np
 
 from .audio import resample
-from .config import SAMPLE_RATE
+from .config import MEL_HOP, SAMPLE_RATE
 
 KOKORO = {"alpha": "jf_alpha", "gongitsune": "jf_gongitsune", "nezumi": "jf_nezumi", "tebukuro": "jf_tebukuro",
           "kumo": "jm_kumo"}
 FLITE = ("slt", "rms", "awb", "kal16")
+SILENCE, STRESS = " ", "ˈˌ"
 FRAME = 960                      # samples of one speech token
 LEAD, TAIL = 1920, 3840          # silence kept before and after the speech, samples
 LOUDNESS = 0.075                 # RMS of the voiced part
@@ -47,12 +49,30 @@ def write_wav(path, audio, rate=SAMPLE_RATE):
 
 
 class HibariEngine:
+    """Also gives the durations that its network predicts inside: (symbol, samples) in order of speaking."""
+    DURATIONS, HOP = "/Clip_output_0", 600      # whole frames of 25 ms per phoneme id
+
     def __init__(self, _):
-        from hibari import Hibari
-        self.tts = Hibari()
+        import onnx
+        import onnxruntime
+        from hibari import Hibari, dsp
+        self.tts, self.synth = Hibari(), dsp.synth
+        model = onnx.load(self.tts.model_path)
+        model.graph.output.append(onnx.ValueInfoProto(name=self.DURATIONS))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(model.SerializeToString(), options,
+                                                    providers=["CPUExecutionProvider"])
 
     def say(self, text, slow, seed):
-        return self.tts(text, speed=1 / slow, seed=seed), SAMPLE_RATE
+        rng, waves, spoken = np.random.default_rng(seed), [], []
+        for phonemes in self.tts.phonemize(text):
+            feeds = {"ids": np.array([self.tts.ids(phonemes)], np.int64), "speed": np.array([1 / slow], np.float32)}
+            *spectra, durations = self.session.run(None, feeds)
+            waves.append(self.synth(*(part[0] for part in spectra), rng))
+            symbols = [SILENCE, *(c for c in phonemes if c in self.tts.vocab), SILENCE]
+            spoken += zip(symbols, (self.HOP * int(d) for d in np.ravel(durations)), strict=True)
+        return np.concatenate(waves), SAMPLE_RATE, spoken
 
 
 class KokoroEngine:
@@ -81,7 +101,7 @@ class KokoroEngine:
             feeds = {"tokens": np.array([[0, *ids, 0]], np.int64), "style": style,
                      "speed": np.array([1 / slow], np.float32)}
             parts.append(np.ravel(self.session.run(None, feeds)[0]).astype(np.float32))
-        return np.concatenate(parts), SAMPLE_RATE
+        return np.concatenate(parts), SAMPLE_RATE, None
 
 
 class PiperEngine:
@@ -94,7 +114,7 @@ class PiperEngine:
     def say(self, text, slow, _seed):
         from piper import SynthesisConfig
         chunks = list(self.voice.synthesize(text, SynthesisConfig(length_scale=slow)))
-        return np.concatenate([c.audio_float_array for c in chunks]), chunks[0].sample_rate
+        return np.concatenate([c.audio_float_array for c in chunks]), chunks[0].sample_rate, None
 
 
 class FliteEngine:
@@ -105,7 +125,7 @@ class FliteEngine:
         with tempfile.NamedTemporaryFile(suffix=".wav") as out:
             subprocess.run(["flite", "-voice", self.name, "--setf", f"duration_stretch={slow}", "-t", text,
                             "-o", out.name], check=True, capture_output=True)
-            return read_wav(io.BytesIO(pathlib.Path(out.name).read_bytes()))
+            return *read_wav(io.BytesIO(pathlib.Path(out.name).read_bytes())), None
 
 
 def engine_of(name):
@@ -119,12 +139,13 @@ def engine_of(name):
 
 
 def tidy(audio):
-    """Cut silence at both ends, set the loudness, pad to whole speech tokens. float32 [N] -> [960 * n]."""
+    """Cut silence at both ends, set the loudness, pad to whole speech tokens. float32 [N] -> ([960 * n], how many
+    samples earlier everything is)."""
     window = 240
     energy = np.sqrt(np.mean(audio[:len(audio) // window * window].reshape(-1, window) ** 2, axis=1) + 1e-12)
     active = np.nonzero(energy > 0.02 * np.percentile(energy, 95))[0]
     if len(active) < 4:
-        return None
+        return None, 0
     start, stop = active[0] * window, (active[-1] + 1) * window
     speech = audio[start:stop]
     gain = LOUDNESS / np.sqrt(np.mean(speech ** 2))
@@ -135,7 +156,23 @@ def tidy(audio):
     length = LEAD + len(speech) + TAIL
     out = np.zeros(-(-length // FRAME) * FRAME, np.float32)
     out[LEAD:LEAD + len(speech)] = speech
-    return out
+    return out, start - LEAD
+
+
+def frames_of(spoken, ratio, earlier, samples):
+    """The phoneme of every mel frame, a string of samples / 480; stress marks count to what they stand before."""
+    ends, symbols, position, before = [], [], 0, 0
+    for symbol, length in spoken:
+        if symbol in STRESS:
+            before += length
+            continue
+        position += before + length
+        before = 0
+        ends.append(position / ratio - earlier)
+        symbols.append(symbol)
+    middles = np.arange(samples // MEL_HOP) * MEL_HOP + MEL_HOP // 2
+    index = np.searchsorted(ends, middles, side="right")
+    return "".join(symbols[i] if i < len(symbols) else SILENCE for i in index)
 
 
 class Speaker:
@@ -147,8 +184,11 @@ class Speaker:
         self.engine = engine_of(base)
 
     def say(self, text, seed):
-        """Speech of `text` at 24 kHz, float32 [960 * n], or None where the engine said nothing."""
-        audio, rate = self.engine.say(text, self.ratio, seed)
+        """Speech of `text` at 24 kHz, float32 [960 * n], or None where the engine said nothing; and the phonemes of
+        its mel frames, or None where the engine does not tell."""
+        audio, rate, spoken = self.engine.say(text, self.ratio, seed)
         # played `ratio` times too fast, the slow speech is back at its pace with all frequencies times `ratio`
-        audio = resample(audio, round(rate * self.ratio), SAMPLE_RATE)
-        return tidy(audio)
+        audio, earlier = tidy(resample(audio, round(rate * self.ratio), SAMPLE_RATE))
+        if audio is None or spoken is None:
+            return audio, None
+        return audio, frames_of(spoken, self.ratio, earlier, len(audio))
