@@ -126,7 +126,7 @@ def main():
         mel_loss = ((mel_hat.float() - mel).abs() * inside[:, None]).sum() / (inside.sum() * MEL_BINS)
         f0_loss = pitch_loss(pitch_hat.float(), f0, inside)
         run.add(frame=frame, ctc=ctc, mel=mel_loss, pitch=f0_loss)
-        clipped_step(frame + 0.3 * ctc + mel_loss + 0.5 * f0_loss, optimizer, [*model.parameters(), *reader.parameters()])
+        clipped_step(2 * frame + 0.5 * ctc + mel_loss + 0.5 * f0_loss, optimizer, [*model.parameters(), *reader.parameters()])
 
 
 if __name__ == "__main__":
