@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::language::Language;
 use super::lexicon::Lexicon;
 use super::markup::{self, Item};
-use super::official::{self, is_only_punctuation};
+use super::official;
 use super::segment;
 use super::tags::{Run, Tags};
 use super::{TextError, Tokenizer, normalize, pinyin, wetext};
@@ -429,9 +429,7 @@ fn is_speakable(text: &str, tags: &Tags) -> bool {
 
 fn finish(mut parts: Vec<Part>, normalized_text: String) -> Result<Prepared, TextError> {
     parts.retain(|part| match part {
-        Part::Speech { tokens, text, .. } => {
-            !tokens.is_empty() && !is_only_punctuation(text.trim())
-        }
+        Part::Speech { tokens, .. } => !tokens.is_empty(),
         Part::Pause { .. } => true,
     });
     if parts.iter().any(|p| matches!(p, Part::Speech { .. })) {

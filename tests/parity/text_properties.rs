@@ -68,6 +68,8 @@ fn texts() -> impl Strategy<Value = String> {
         "[a-z]{1,40}",
         "[\\u{4e00}-\\u{4e40}]{1,40}",
         "\\PC{1,6}",
+        // Symbols that are letters or numbers.
+        "[\\u{2150}-\\u{218b}\\u{2460}-\\u{24ff}\\u{3200}-\\u{33ff}\\u{1f100}-\\u{1f1ff}]{1,4}",
     ];
     prop::collection::vec(piece, 1..80).prop_map(|pieces| pieces.concat())
 }
@@ -92,6 +94,33 @@ fn segments(prepared: &Prepared) -> impl Iterator<Item = (&str, &[i32])> {
         Part::Speech { text, tokens, .. } => Some((text.as_str(), tokens.as_slice())),
         Part::Pause { .. } => None,
     })
+}
+
+/// Letters and numbers of all of Unicode, of the large blocks some: none is lost, alone and beside marks that are not spoken.
+#[test]
+fn no_letter_is_lost() {
+    let frontend = frontend(12);
+    let large = |c: char| matches!(c, '\u{3400}'..='\u{9fff}' | '\u{ac00}'..='\u{d7a3}' | '\u{17000}'..='\u{18d08}' | '\u{20000}'..);
+    let some = |c: &char| c.is_alphanumeric() && (!large(*c) || (*c as u32).is_multiple_of(61));
+    for c in (0..=0x10_ffff).filter_map(char::from_u32).filter(some) {
+        for text in [c.to_string(), format!("{c} ¡®hello")] {
+            for normalization in [Normalization::Auto, Normalization::On, Normalization::Off] {
+                let options = TextOptions {
+                    normalization,
+                    ..TextOptions::default()
+                };
+                let prepared = frontend
+                    .prepare(&text, &options)
+                    .unwrap_or_else(|e| panic!("{text:?}: {e}"));
+                let joined = segments(&prepared).map(|(text, _)| text);
+                assert_eq!(
+                    letters(joined),
+                    letters([prepared.normalized_text.as_str()]),
+                    "{text:?} {normalization:?}"
+                );
+            }
+        }
+    }
 }
 
 proptest! {

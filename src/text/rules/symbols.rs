@@ -11,8 +11,9 @@ fn is_emoji(c: char) -> bool {
 
 /// `text` without emoji; words that only an emoji kept apart stay apart.
 pub(super) fn without_emoji(text: &str) -> String {
-    // Circled digits among the dingbats are numbers.
-    let dropped = |c: char| is_emoji(c) && !matches!(c, '\u{2776}'..='\u{2793}');
+    // Digits in circles and with commas are numbers.
+    let dropped =
+        |c: char| is_emoji(c) && !matches!(c, '\u{2776}'..='\u{2793}' | '\u{1f100}'..='\u{1f10c}');
     if !text.contains(dropped) {
         return text.to_owned();
     }
