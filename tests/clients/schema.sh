@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# All checks of schemathesis (they are on by default; named here, they would overrule its config) against a running server: the cases that follow from the description, which are the same each time, and
-# so many drawn examples for each operation: tests/clients/schema.sh http://localhost:8000 [EXAMPLES [SEED]]
+# Schemathesis against a running server: the cases that follow from the description, which are the same each time, and so many drawn
+# examples for each operation: tests/clients/schema.sh http://localhost:8000 [EXAMPLES [SEED]]
+# All its checks are on by default; `--checks all` would overrule what the config turns off.
 set -euo pipefail
 drawn=(--phases examples,coverage)
 [ "${2:-2000}" = 0 ] || drawn=(--max-examples "${2:-2000}" --seed "${3:-1}")
