@@ -17,5 +17,5 @@ fi
 [ -d /usr/share/games/fortunes ] || apt-get install --yes --quiet fortunes >/dev/null
 
 cd "$here"
-"$venv/bin/python" -m unittest test_parity
+"$venv/bin/python" -m unittest --verbose test_parity
 "$venv/bin/python" run_all.py --work "$work" --out "${1:-$work/model}" --device cpu --threads 2 --tiny-steps

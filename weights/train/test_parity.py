@@ -34,7 +34,10 @@ KIT = pathlib.Path(os.environ.get("PARITY_KIT", REPOSITORY / "tests/fixtures/mic
 
 
 def golden(name):
-    return load_file(KIT / "golden" / f"{name}.safetensors")
+    path = KIT / "golden" / f"{name}.safetensors"
+    if not path.exists():      # the kit of this repository holds what the engine's tests need
+        raise unittest.SkipTest(f"SKIPPED: {KIT} has no {path.name}; name a whole kit in PARITY_KIT")
+    return load_file(path)
 
 
 def checkpoint(name):
