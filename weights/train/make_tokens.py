@@ -3,7 +3,8 @@
 
     make_tokens.py --data DATA --ckpt CKPT [--device cuda]
 
-Output: DATA/tokens.pt with, per utterance key, its tokens (int16) and its embedding (float16 [192]).
+Output: DATA/tokens.pt with, per utterance key, its tokens (int16) and its embedding (float16 [192]). With `--add` the
+utterances that it holds already are kept as they are.
 """
 import argparse
 import itertools
@@ -36,6 +37,7 @@ def main():
     args.add_argument("--ckpt", type=pathlib.Path, required=True)
     args.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args.add_argument("--threads", type=int, default=1)
+    args.add_argument("--add", action="store_true")
     args = args.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer, encoder = SpeechTokenizer(DIMS.tokenizer), SpeakerEncoder(DIMS.speaker)
@@ -44,7 +46,10 @@ def main():
         model.to(args.device).eval()
     tokens, embeddings, used = {}, {}, torch.zeros(DIMS.tokenizer.codebook, dtype=torch.long)
     corpus = Corpus(args.data / "audio", split=None)
-    for rows in batches(corpus.by_length):
+    if args.add:
+        stored = torch.load(args.data / "tokens.pt", weights_only=True)
+        tokens, embeddings = stored["tokens"], stored["embeddings"]
+    for rows in batches([row for row in corpus.by_length if row["key"] not in tokens]):
         audio, _ = corpus.padded(rows, args.device)
         low = resample_batch(audio, SAMPLE_RATE, PROMPT_RATE)
         feats = log_mel_16k(low)
@@ -54,7 +59,9 @@ def main():
         for i, row in enumerate(rows):
             tokens[row["key"]], embeddings[row["key"]] = ids[i].short(), spoken_by[i].clone()
         used += torch.bincount(ids.flatten().long(), minlength=len(used))
-    torch.save({"tokens": tokens, "embeddings": embeddings}, args.data / "tokens.pt")
+    part = args.data / "tokens.part"
+    torch.save({"tokens": tokens, "embeddings": embeddings}, part)
+    part.replace(args.data / "tokens.pt")
     share = used[used > 0].float() / used.sum()
     print(f"{len(tokens)} utterances, {int((used > 0).sum())} of {len(used)} ids used, "
           f"entropy {float(-(share * share.log2()).sum()):.2f} bits")

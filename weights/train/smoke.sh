@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Parity of the modules, then every step of the training with --tiny-steps, on the CPU.
+# Tests of the modules, then every step of the training with --tiny-steps, on the CPU.
 #
 # Usage: smoke.sh [MODEL_DIR]     MODEL_DIR: keep the exported folder there
 # The virtual environment is made once, at $TRAIN_VENV (default ~/.cache/cosyvoice-train).
@@ -17,5 +17,5 @@ fi
 [ -d /usr/share/games/fortunes ] || apt-get install --yes --quiet fortunes >/dev/null
 
 cd "$here"
-"$venv/bin/python" -m unittest --verbose test_parity
+"$venv/bin/python" -m unittest --verbose test_parity test_alignment
 "$venv/bin/python" run_all.py --work "$work" --out "${1:-$work/model}" --device cpu --threads 2 --tiny-steps

@@ -45,7 +45,7 @@ def main():
         args.batch = 2
     stored = torch.load(args.data / "tokens.pt", weights_only=True)
     tokens = stored["tokens"]
-    corpus = Corpus(args.data / "audio", keep=lambda s: s not in HELD_OUT)
+    corpus = Corpus(args.data / "audio", keep=lambda s: s not in HELD_OUT, tokens=stored["embeddings"])
     speakers = Embeddings(corpus.rows, stored["embeddings"])
     model = Flow(DIMS.flow, DIMS.tokenizer.codebook).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.98), weight_decay=0.01)

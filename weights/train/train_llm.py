@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Step 9: train the language model (text -> speech tokens).
 
-Half of the rows are two utterances of one speaker joined, which is what a prompt looks like; half of the rows long
-enough are laid out for text streaming. Merges of the text are dropped at random so that rare words are seen spelt.
-`--simple` leaves both out and the long sentences too: short rows align text and speech soonest, so on a CPU a run begins with it.
+Half of the rows are two utterances of one speaker joined, which is what a prompt looks like; a tenth have an instruction
+before the text, which is to be obeyed in silence; a share `--mixed` of the rows long enough are laid out for text
+streaming. Merges of the text are dropped at random so that rare words are seen spelt, and some sentences are in capitals.
+`--simple` leaves all that out and the long sentences too: short rows align text and speech soonest, so on a CPU a run
+begins with it, and with `--speakers heart`. Where the teacher told its durations, a helper loss guides two attention heads.
 
     train_llm.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M] [--simple SECONDS]
 """
@@ -11,6 +13,7 @@ import random
 
 import torch
 
+from tinyvoice.alignment import spoken_text
 from tinyvoice.bpe import Bpe
 from tinyvoice.config import DIMS
 from tinyvoice.corpus import Corpus
@@ -18,20 +21,63 @@ from tinyvoice.models.llm import SpeechLm
 from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
 
 BPE_DROPOUT = 0.1
+INSTRUCTED, JOINED = 0.1, 0.5     # shares of the rows
+CAPITALS = 0.04
+INSTRUCTION_TOKENS = 25
 MAX_TOKENS = 600      # speech tokens of a joined row: 24 s
+GUIDE_WEIGHT = 0.3
+
+
+def phonemes_of(path):
+    """Phonemes by sentence."""
+    rows = (line.rstrip("\n").split("\t") for line in path.open(encoding="utf-8"))
+    return {text: phonemes for _, text, phonemes in rows}
+
+
+class Reader:
+    """Utterances as (text ids, speech ids, which text token each speech token speaks)."""
+
+    def __init__(self, data, tokens):
+        self.bpe, self.tokens, self.phonemes = Bpe.load(data / "bpe"), tokens, phonemes_of(data / "text.tsv")
+
+    def __call__(self, row, dropout):
+        words = row["text"].upper() if random.random() < CAPITALS else row["text"]
+        text = self.bpe.encode(words, random, dropout)
+        speech = self.tokens[row["key"]].tolist()
+        places = None
+        if "frames" in row:
+            places = spoken_text(words, self.phonemes[row["text"]], row["frames"], self.bpe.lengths(text))
+        return text, speech, places
+
+
+def joined(before, after):
+    """Two utterances as one; the places are known where both are."""
+    (text, speech, places), (text2, speech2, places2) = before, after
+    known = places is not None and places2 is not None
+    return text + text2, speech + speech2, [*places, *(len(text) + p for p in places2)] if known else None
+
+
+def instructed(order, end_of_prompt, item):
+    """The utterance after words that are not spoken."""
+    text, speech, places = item
+    before = [*order[:INSTRUCTION_TOKENS], end_of_prompt]
+    return before + text, speech, places and [len(before) + p for p in places]
 
 
 def main():
     parser = arguments(__doc__, steps=60_000, batch=64, lr=1e-3)
     parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--mixed", type=float, default=0.5)
     parser.add_argument("--simple", type=float, help="single utterances up to so many seconds only")
+    parser.add_argument("--speakers", default="", help="of these only, comma between")
     args = parser.parse_args()
     device = setup(args)
     if args.tiny_steps:
         args.batch = 2
     tokens = torch.load(args.data / "tokens.pt", weights_only=True)["tokens"]
-    bpe = Bpe.load(args.data / "bpe")
-    corpus = Corpus(args.data / "audio", longest=args.simple)
+    read = Reader(args.data, tokens)
+    corpus = Corpus(args.data / "audio", keep=lambda s: not args.speakers or s in args.speakers.split(","),
+                    longest=args.simple, tokens=tokens)
     by_speaker = {}
     for row in corpus.rows:
         by_speaker.setdefault(row["speaker"], []).append(row)
@@ -42,21 +88,22 @@ def main():
                                   args.lr, betas=(0.9, 0.98))
     run = Run("llm", args, {"model": model}, {"model": optimizer})
     for _ in run.steps():
-        texts, speeches = [], []
+        rows = []
         for row in corpus.similar(args.batch):
-            text = bpe.encode(row["text"], random, BPE_DROPOUT if random.random() < 0.5 else 0.0)
-            speech = tokens[row["key"]].tolist()
-            if not args.simple and random.random() < 0.5:
+            item = read(row, BPE_DROPOUT if random.random() < 0.5 else 0.0)
+            kind = 1.0 if args.simple else random.random()
+            if kind < INSTRUCTED:
+                item = instructed(read.bpe.encode(random.choice(corpus.rows)["text"]), read.bpe.end_of_prompt, item)
+            elif kind < INSTRUCTED + JOINED:
                 before = random.choice(by_speaker[row["speaker"]])
-                if len(speech) + len(tokens[before["key"]]) <= MAX_TOKENS:
-                    text = bpe.encode(before["text"]) + text
-                    speech = tokens[before["key"]].tolist() + speech
-            texts.append(text)
-            speeches.append(speech)
+                if len(item[1]) + len(tokens[before["key"]]) <= MAX_TOKENS:
+                    item = joined(read(before, 0.0), item)
+            rows.append(item)
+        texts, speeches, spoken = zip(*rows)
         with autocast(device):
-            loss, right = model.loss(texts, speeches, mixed=0.0 if args.simple else 0.5)
-        run.add(loss=loss, right=right)
-        clipped_step(loss, optimizer, model.parameters())
+            loss, right, guide = model.loss(texts, speeches, 0.0 if args.simple else args.mixed, spoken)
+        run.add(loss=loss, right=right, guide=guide)
+        clipped_step(loss + GUIDE_WEIGHT * guide, optimizer, model.parameters())
 
 
 if __name__ == "__main__":

@@ -74,12 +74,18 @@ class Bpe:
         self.ranks = {pair: i for i, pair in enumerate(self.merges)}
         symbols = sorted(byte_symbols().values()) + [a + b for a, b in self.merges]
         self.vocab = {symbol: i for i, symbol in enumerate(symbols)}
+        self.bytes = [len(symbol) for symbol in symbols]
         self.cached = functools.cache(self._word)
 
     @property
     def size(self):
         """Rows that the text embedding needs, special tokens included."""
         return len(self.vocab) + len(QWEN_SPECIALS) + len(ADDED_SPECIALS)
+
+    @property
+    def end_of_prompt(self):
+        """Id of what separates an instruction from the text to be spoken."""
+        return len(self.vocab) + len(QWEN_SPECIALS)
 
     def _word(self, word, keep=lambda: True):
         symbols = list(word)
@@ -95,6 +101,10 @@ class Bpe:
         if not dropout:
             return [i for piece in pieces(text) for i in self.cached(piece)]
         return [i for piece in pieces(text) for i in self._word(piece, lambda: rng.random() >= dropout)]
+
+    def lengths(self, ids):
+        """Bytes that each token stands for."""
+        return [self.bytes[i] for i in ids]
 
     def save(self, folder):
         """vocab.json, merges.txt and tokenizer_config.json."""

@@ -40,18 +40,19 @@ class Corpus:
     """All utterances of a folder, audio memory-mapped.
 
     `rows` are the utterances of `split` (None: of all) whose speaker passes `keep` (a predicate of the name), up to
-    `longest` seconds; `audio(row)` is float32 [N] at 24 kHz.
+    `longest` seconds and, given `tokens`, whose key is in it; `audio(row)` is float32 [N] at 24 kHz.
     """
 
-    def __init__(self, folder, split="train", keep=lambda speaker: True, longest=None):
+    def __init__(self, folder, split="train", keep=lambda speaker: True, longest=None, tokens=None):
         self.maps, self.rows = [], []
         for index in sorted(pathlib.Path(folder).glob("[!.]*.jsonl")):
             pcm = np.memmap(index.with_suffix(".i16"), "<i2", "r")
             for line in index.open(encoding="utf-8"):
                 row = json.loads(line)
+                row["shard"], row["key"] = len(self.maps), f"{index.stem}:{row['start']}"
                 fits = row["start"] + row["length"] <= len(pcm) and row["length"] <= (longest or math.inf) * SAMPLE_RATE
-                if split in (None, row["split"]) and keep(row["speaker"]) and fits:
-                    row["shard"], row["key"] = len(self.maps), f"{index.stem}:{row['start']}"
+                known = tokens is None or row["key"] in tokens
+                if split in (None, row["split"]) and keep(row["speaker"]) and fits and known:
                     self.rows.append(row)
             self.maps.append(pcm)
         self.by_length = sorted(self.rows, key=lambda row: row["length"])

@@ -14,6 +14,9 @@ SOS, TASK = 0, 1
 MIX_TEXT, MIX_SPEECH = 5, 15
 IGNORE = -1
 TOP_P, TOP_K, WINDOW = 0.8, 25, 10
+GUIDED_LAYERS = (2, 3)      # their first head is shown the text token that is spoken
+GUIDE_SPREAD = 1.5          # text tokens
+FAR = -1e4                  # ordinal of what is no text token
 
 
 class RmsNorm(nn.Module):
@@ -42,7 +45,8 @@ class Attention(nn.Module):
         self.k_proj, self.v_proj = nn.Linear(dims.hidden, kv), nn.Linear(dims.hidden, kv)
         self.o_proj = nn.Linear(dims.hidden, dims.hidden, bias=False)
 
-    def forward(self, x, turn, cache):
+    def forward(self, x, turn, cache, watched=None):
+        """`watched`: a list that takes the attention weights of the first head, [B, T, T]."""
         split = lambda t: t.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
         query, key, value = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
         cos, sin = (part.to(x.dtype) for part in turn)
@@ -54,6 +58,10 @@ class Attention(nn.Module):
             cache["k"], cache["v"] = key, value
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        if watched is not None:
+            scores = query[:, 0] @ key[:, 0].transpose(1, 2) * self.head_dim ** -0.5
+            later = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
+            watched.append(scores.masked_fill(later, -torch.inf).softmax(-1))
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
@@ -74,8 +82,8 @@ class Layer(nn.Module):
         self.self_attn, self.mlp, self.dropout = Attention(dims), Mlp(dims), nn.Dropout(dropout)
         self.input_layernorm, self.post_attention_layernorm = (RmsNorm(dims.hidden, dims.eps) for _ in range(2))
 
-    def forward(self, x, turn, cache):
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), turn, cache))
+    def forward(self, x, turn, cache, watched=None):
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), turn, cache, watched))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -89,11 +97,12 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(dims, dropout) for _ in range(dims.layers))
         self.norm = RmsNorm(dims.hidden, dims.eps)
 
-    def forward(self, x, caches=None, start=0):
-        """x [B, T, D] at positions start.., causal -> [B, T, D]; padding must be on the right."""
+    def forward(self, x, caches=None, start=0, watched=None):
+        """x [B, T, D] at positions start.., causal -> [B, T, D]; padding must be on the right. `watched`: a list that
+        takes the attention weights of the guided heads."""
         turn = rotary(torch.arange(start, start + x.shape[1], device=x.device), self.head_dim, self.theta)
         for i, layer in enumerate(self.layers):
-            x = layer(x, turn, None if caches is None else caches[i])
+            x = layer(x, turn, None if caches is None else caches[i], watched if i in GUIDED_LAYERS else None)
         return self.norm(x)
 
 
@@ -144,8 +153,10 @@ class SpeechLm(nn.Module):
                 targets += [IGNORE] * len(words) + list(speech[start:]) + [end]
         return items, targets
 
-    def loss(self, texts, speeches, mixed=0.5):
-        """Mean cross entropy of a batch of id lists, a share `mixed` of them bistream where the speech is long enough."""
+    def loss(self, texts, speeches, mixed=0.5, spoken=None):
+        """(cross entropy, share of right guesses, guide loss), means over a batch of id lists, a share `mixed` of them
+        bistream where the speech is long enough. `spoken`: per row the ordinal of the text token that each speech token
+        speaks, None where it is not known; the guide loss is how far the guided heads look from it."""
         rows = []
         for text, speech in zip(texts, speeches):
             fits = len(speech) / len(text) > MIX_SPEECH / MIX_TEXT
@@ -156,10 +167,27 @@ class SpeechLm(nn.Module):
         kind, ids = flat[..., 0], flat[..., 1]
         tables = (self.llm_embedding, self.decoder.embed_tokens, self.speech_embedding)
         x = sum(table(ids * (kind == k)) * (kind == k)[..., None] for k, table in enumerate(tables))
-        logits = self.llm_decoder(self.decoder(x)).float()
+        watched = None if spoken is None else []
+        logits = self.llm_decoder(self.decoder(x, watched=watched)).float()
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE)
         right = (logits.argmax(-1) == target)[target != IGNORE].float().mean()
-        return loss, right
+        guide = logits.new_zeros(()) if spoken is None else self.guide_loss(watched, kind, target, spoken)
+        return loss, right, guide
+
+    def guide_loss(self, watched, kind, target, spoken):
+        """-log of the attention that falls near the text token of the speech token to be guessed, mean over those known."""
+        is_text = kind == 1
+        ordinal = torch.where(is_text, is_text.cumsum(1) - 1.0, FAR)
+        wanted = torch.full(target.shape, torch.nan, device=target.device)
+        guesses = (target >= 0) & (target < self.speech_vocab)
+        for row, places in enumerate(spoken):
+            if places is not None:
+                wanted[row, guesses[row]] = torch.tensor(places, dtype=torch.float, device=target.device)
+        known = ~wanted.isnan()
+        if not known.any():
+            return wanted.new_zeros(())
+        near = torch.exp(-0.5 * ((ordinal[:, None] - wanted.nan_to_num()[..., None]) / GUIDE_SPREAD) ** 2)
+        return sum(-((a * near).sum(-1)[known] + 1e-6).log().mean() for a in watched) / len(watched)
 
     @torch.inference_mode()
     def generate(self, text, prompt=(), target_len=None, seed=0):
