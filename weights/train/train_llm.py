@@ -5,7 +5,8 @@ Half of the rows are two utterances of one speaker joined, which is what a promp
 before the text, which is to be obeyed in silence; a share `--mixed` of the rows long enough are laid out for text
 streaming. Merges of the text are dropped at random so that rare words are seen spelt, and some sentences are in capitals.
 `--simple` leaves all that out and the long sentences too: short rows align text and speech soonest, so on a CPU a run
-begins with it, and with `--speakers heart`. Where the teacher told its durations, a helper loss guides two attention heads.
+begins with it, and with `--speakers heart`. Where the teacher told its durations, helper losses guide two attention heads
+to the text token that is spoken and ask the hidden state for its phonemes.
 
     train_llm.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M] [--simple SECONDS]
 """
@@ -13,11 +14,12 @@ import random
 
 import torch
 
-from tinyvoice.alignment import spoken_text
+from tinyvoice.alignment import FRAMES_PER_TOKEN, spoken_text
 from tinyvoice.bpe import Bpe
 from tinyvoice.config import DIMS
 from tinyvoice.corpus import Corpus
 from tinyvoice.models.llm import SpeechLm
+from tinyvoice.teachers import SILENCE
 from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
 
 BPE_DROPOUT = 0.1
@@ -25,7 +27,7 @@ INSTRUCTED, JOINED = 0.1, 0.5     # shares of the rows
 CAPITALS = 0.04
 INSTRUCTION_TOKENS = 25
 MAX_TOKENS = 600      # speech tokens of a joined row: 24 s
-GUIDE_WEIGHT = 0.3
+GUIDE_WEIGHT, SOUND_WEIGHT = 0.3, 0.5
 
 
 def phonemes_of(path):
@@ -35,33 +37,44 @@ def phonemes_of(path):
 
 
 class Reader:
-    """Utterances as (text ids, speech ids, which text token each speech token speaks)."""
+    """Utterances as (text ids, speech ids, hints): the hints say for each speech token which text token it speaks and the
+    phonemes of its two frames, [S, 3], or None where the teacher did not tell."""
 
     def __init__(self, data, tokens):
         self.bpe, self.tokens, self.phonemes = Bpe.load(data / "bpe"), tokens, phonemes_of(data / "text.tsv")
+        alphabet = sorted({c for phonemes in self.phonemes.values() for c in phonemes} | {SILENCE})
+        self.sounds = {c: i for i, c in enumerate(alphabet)}
 
     def __call__(self, row, dropout):
         words = row["text"].upper() if random.random() < CAPITALS else row["text"]
         text = self.bpe.encode(words, random, dropout)
         speech = self.tokens[row["key"]].tolist()
-        places = None
+        places, hints = None, None
         if "frames" in row:
             places = spoken_text(words, self.phonemes[row["text"]], row["frames"], self.bpe.lengths(text))
-        return text, speech, places
+        if places is not None:
+            sounds = torch.tensor([self.sounds[c] for c in row["frames"]]).unflatten(0, (-1, FRAMES_PER_TOKEN))
+            hints = torch.cat([torch.tensor(places)[:, None], sounds], dim=1)
+        return text, speech, hints
+
+
+def moved(hints, count):
+    """Hints of a text that stands `count` text tokens later."""
+    return hints + torch.tensor([count, 0, 0])
 
 
 def joined(before, after):
-    """Two utterances as one; the places are known where both are."""
-    (text, speech, places), (text2, speech2, places2) = before, after
-    known = places is not None and places2 is not None
-    return text + text2, speech + speech2, [*places, *(len(text) + p for p in places2)] if known else None
+    """Two utterances as one; the hints are known where both are."""
+    (text, speech, hints), (text2, speech2, hints2) = before, after
+    known = hints is not None and hints2 is not None
+    return text + text2, speech + speech2, torch.cat([hints, moved(hints2, len(text))]) if known else None
 
 
 def instructed(order, end_of_prompt, item):
     """The utterance after words that are not spoken."""
-    text, speech, places = item
+    text, speech, hints = item
     before = [*order[:INSTRUCTION_TOKENS], end_of_prompt]
-    return before + text, speech, places and [len(before) + p for p in places]
+    return before + text, speech, None if hints is None else moved(hints, len(before))
 
 
 def main():
@@ -82,11 +95,13 @@ def main():
     for row in corpus.rows:
         by_speaker.setdefault(row["speaker"], []).append(row)
     model = SpeechLm(DIMS.llm, DIMS.tokenizer.codebook, args.dropout).to(device)
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    other = [p for p in model.parameters() if p.dim() < 2]
+    reader = torch.nn.Linear(DIMS.llm.hidden, FRAMES_PER_TOKEN * len(read.sounds)).to(device)
+    parameters = [*model.parameters(), *reader.parameters()]
+    decayed = [p for p in parameters if p.dim() > 1]
+    other = [p for p in parameters if p.dim() < 2]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}],
                                   args.lr, betas=(0.9, 0.98))
-    run = Run("llm", args, {"model": model}, {"model": optimizer})
+    run = Run("llm", args, {"model": model, "reader": reader}, {"model": optimizer})
     for _ in run.steps():
         rows = []
         for row in corpus.similar(args.batch):
@@ -99,11 +114,11 @@ def main():
                 if len(item[1]) + len(tokens[before["key"]]) <= MAX_TOKENS:
                     item = joined(read(before, 0.0), item)
             rows.append(item)
-        texts, speeches, spoken = zip(*rows)
+        texts, speeches, hints = zip(*rows)
         with autocast(device):
-            loss, right, guide = model.loss(texts, speeches, 0.0 if args.simple else args.mixed, spoken)
-        run.add(loss=loss, right=right, guide=guide)
-        clipped_step(loss + GUIDE_WEIGHT * guide, optimizer, model.parameters())
+            loss, right, guide, sound = model.loss(texts, speeches, 0.0 if args.simple else args.mixed, hints, reader)
+        run.add(loss=loss, right=right, guide=guide, sound=sound)
+        clipped_step(loss + GUIDE_WEIGHT * guide + SOUND_WEIGHT * sound, optimizer, parameters)
 
 
 if __name__ == "__main__":

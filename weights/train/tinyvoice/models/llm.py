@@ -153,10 +153,12 @@ class SpeechLm(nn.Module):
                 targets += [IGNORE] * len(words) + list(speech[start:]) + [end]
         return items, targets
 
-    def loss(self, texts, speeches, mixed=0.5, spoken=None):
-        """(cross entropy, share of right guesses, guide loss), means over a batch of id lists, a share `mixed` of them
-        bistream where the speech is long enough. `spoken`: per row the ordinal of the text token that each speech token
-        speaks, None where it is not known; the guide loss is how far the guided heads look from it."""
+    def loss(self, texts, speeches, mixed=0.5, hints=None, reader=None):
+        """(cross entropy, share of right guesses, guide loss, sound loss), means over a batch of id lists, a share
+        `mixed` of them bistream where the speech is long enough. `hints`: per row, for each speech token, the ordinal of
+        the text token that it speaks and the phonemes of its two frames, [S, 3]; None where they are not known. The guide
+        loss is how far the guided heads look from that text token, the sound loss how badly `reader`, a linear layer to
+        both phonemes, reads them from the last hidden state."""
         rows = []
         for text, speech in zip(texts, speeches):
             fits = len(speech) / len(text) > MIX_SPEECH / MIX_TEXT
@@ -167,27 +169,23 @@ class SpeechLm(nn.Module):
         kind, ids = flat[..., 0], flat[..., 1]
         tables = (self.llm_embedding, self.decoder.embed_tokens, self.speech_embedding)
         x = sum(table(ids * (kind == k)) * (kind == k)[..., None] for k, table in enumerate(tables))
-        watched = None if spoken is None else []
-        logits = self.llm_decoder(self.decoder(x, watched=watched)).float()
+        watched = []
+        hidden = self.decoder(x, watched=watched)
+        logits = self.llm_decoder(hidden).float()
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE)
         right = (logits.argmax(-1) == target)[target != IGNORE].float().mean()
-        guide = logits.new_zeros(()) if spoken is None else self.guide_loss(watched, kind, target, spoken)
-        return loss, right, guide
-
-    def guide_loss(self, watched, kind, target, spoken):
-        """-log of the attention that falls near the text token of the speech token to be guessed, mean over those known."""
-        is_text = kind == 1
-        ordinal = torch.where(is_text, is_text.cumsum(1) - 1.0, FAR)
-        wanted = torch.full(target.shape, torch.nan, device=target.device)
+        guide = sound = logits.new_zeros(())
+        where = torch.full((*target.shape, 3), -1, device=device)
         guesses = (target >= 0) & (target < self.speech_vocab)
-        for row, places in enumerate(spoken):
-            if places is not None:
-                wanted[row, guesses[row]] = torch.tensor(places, dtype=torch.float, device=target.device)
-        known = ~wanted.isnan()
-        if not known.any():
-            return wanted.new_zeros(())
-        near = torch.exp(-0.5 * ((ordinal[:, None] - wanted.nan_to_num()[..., None]) / GUIDE_SPREAD) ** 2)
-        return sum(-((a * near).sum(-1)[known] + 1e-6).log().mean() for a in watched) / len(watched)
+        for row, hint in enumerate(hints or ()):
+            if hint is not None:
+                where[row, guesses[row]] = hint.to(device)
+        known = where[..., 0] >= 0
+        if known.any():
+            guide = guide_loss(watched, kind == 1, where[..., 0], known)
+            guess = reader(hidden[known]).float().unflatten(1, (2, -1)).transpose(1, 2)
+            sound = F.cross_entropy(guess, where[known][:, 1:])
+        return loss, right, guide, sound
 
     @torch.inference_mode()
     def generate(self, text, prompt=(), target_len=None, seed=0):
@@ -213,6 +211,13 @@ class SpeechLm(nn.Module):
             out.append(token)
             x = self.speech_embedding(as_ids([token]))[None]
         return out
+
+
+def guide_loss(watched, is_text, wanted, known):
+    """-log of the attention [B, T, T] that falls near the wanted text token (ordinal [B, T]), mean over those known."""
+    ordinal = torch.where(is_text, is_text.cumsum(1) - 1.0, FAR)
+    near = torch.exp(-0.5 * ((ordinal[:, None] - wanted[..., None]) / GUIDE_SPREAD) ** 2)
+    return sum(-((a * near).sum(-1)[known] + 1e-6).log().mean() for a in watched) / len(watched)
 
 
 def ras_sample(logp, decoded, generator):
