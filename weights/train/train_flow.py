@@ -39,6 +39,7 @@ class Embeddings:
 
 def main():
     parser = arguments(__doc__, steps=60_000, batch=48, lr=1e-3)
+    parser.add_argument("--dropout", type=float, default=0.1)
     args = parser.parse_args()
     device = setup(args)
     if args.tiny_steps:
@@ -47,7 +48,7 @@ def main():
     tokens = stored["tokens"]
     corpus = Corpus(args.data / "audio", keep=lambda s: s not in HELD_OUT, tokens=stored["embeddings"])
     speakers = Embeddings(corpus.rows, stored["embeddings"])
-    model = Flow(DIMS.flow, DIMS.tokenizer.codebook).to(device)
+    model = Flow(DIMS.flow, DIMS.tokenizer.codebook, args.dropout).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     run = Run("flow", args, {"model": model}, {"model": optimizer})
     for _ in run.steps():

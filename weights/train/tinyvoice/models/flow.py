@@ -24,11 +24,11 @@ def fixed_noise():
 
 
 class Flow(nn.Module):
-    def __init__(self, dims, vocab):
+    def __init__(self, dims, vocab, dropout=0.1):
         super().__init__()
         self.input_embedding = nn.Embedding(vocab, dims.dim)
         self.spk_embed_affine_layer = nn.Linear(SPK_DIM, MEL_BINS)
-        self.encoder = UpsampleEncoder(dims)
+        self.encoder = UpsampleEncoder(dims, dropout)
         self.encoder_proj = nn.Linear(dims.dim, MEL_BINS)
         self.decoder = nn.Module()
         self.decoder.estimator = Estimator(dims)

@@ -46,8 +46,8 @@ class RelativeAttention(nn.Module):
     def shift(self, scores):
         """[B, H, T, 2T-1] by distance -> [B, H, T, T] by key position."""
         batch, heads, time, span = scores.shape
-        padded = F.pad(scores, (1, 0)).view(batch, heads, span + 1, time)
-        return padded[:, :, 1:].reshape(batch, heads, time, span)[..., :time]
+        strides = (heads * time * span, time * span, span - 1, 1)     # row i begins at distance i back
+        return scores.contiguous().as_strided((batch, heads, time, time), strides, time - 1)
 
     def forward(self, x, mask, positions):
         """x [B, T, D], mask bool [B, T or 1, T], positions [1, 2T-1, D] -> [B, T, D]."""
