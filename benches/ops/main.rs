@@ -24,6 +24,15 @@ impl Bench {
         Self { cpu, peaks }
     }
 
+    /// What products with the weights of `cpu` reach at most.
+    fn product_flops_per_s(&self) -> f64 {
+        match self.cpu.options().weights {
+            WeightPrecision::F32 => self.peaks.f32_flops_per_s,
+            WeightPrecision::Bf16 => self.peaks.bf16_flops_per_s,
+            WeightPrecision::Int8 => self.peaks.int8_flops_per_s,
+        }
+    }
+
     /// Prints the best of some runs of `op` against a limit, then lets criterion time it.
     fn run(&self, c: &mut Criterion, name: &str, work: Work, mut op: impl FnMut(&Cpu)) {
         let mut best = f64::INFINITY;
@@ -33,7 +42,7 @@ impl Bench {
             best = best.min(start.elapsed().as_secs_f64());
         }
         let (amount, limit, unit) = match work {
-            Work::Flops(n) => (n, self.peaks.f32_flops_per_s, "GFLOP/s"),
+            Work::Flops(n) => (n, self.product_flops_per_s(), "GFLOP/s"),
             Work::Bytes(n) => (n, self.peaks.read_bytes_per_s, "GB/s"),
         };
         let rate = amount / best;

@@ -45,7 +45,8 @@ use crate::tensor::{Ids, Tensor};
 use attention::Rotary;
 use pool::Pool;
 
-/// In what precision the weights of linear layers are kept. Products accumulate in f32 always.
+/// In what precision the weights of linear layers are kept. Products accumulate in f32, those with int8 weights in exact integers over
+/// stretches of 256 values and in f32 beyond.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightPrecision {
     /// As exact as the checkpoint. What must agree with the reference to the bit (speech tokens of a prompt) needs this.
@@ -53,7 +54,8 @@ pub enum WeightPrecision {
     F32,
     /// Rounded to the nearest bf16: half the bytes to read per token.
     Bf16,
-    /// Symmetric int8 with one scale per output channel: a quarter of the bytes.
+    /// Symmetric int8 with one scale per output channel: a quarter of the bytes. Products round their input to 16 bits, with one scale per row and
+    /// stretch, an error far below that of the weights.
     Int8,
 }
 

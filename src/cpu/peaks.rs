@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use super::isa::{Level, per_isa};
+use super::isa::{Isa, Level, per_isa};
 use super::{Buffer, Cpu};
 use crate::backend::Result;
 
@@ -23,7 +23,7 @@ pub struct Peaks {
     pub f32_flops_per_s: f64,
     /// The same for products with bf16 weights. Where the CPU has no such instruction in use they are widened to f32, and the limit is that of f32.
     pub bf16_flops_per_s: f64,
-    /// The same for products with int8 weights.
+    /// The same for products with int8 weights, which are multiplied and added as pairs of 16-bit integers where the CPU does that for many at once.
     pub int8_flops_per_s: f64,
 }
 
@@ -34,12 +34,17 @@ impl Cpu {
     /// When the memory cannot be had.
     pub fn measure_peaks(&self) -> Result<Peaks> {
         let read_bytes_per_s = self.read_bandwidth()?;
-        let f32_flops_per_s = self.multiply_add_rate();
+        let f32_flops_per_s = self.multiply_add_rate(multiply_adds, lanes(self));
+        let int8_flops_per_s = match self.isa.level() {
+            Level::Portable => f32_flops_per_s,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => self.multiply_add_rate(integer_multiply_adds, CHAINS * 16),
+        };
         Ok(Peaks {
             read_bytes_per_s,
             f32_flops_per_s,
             bf16_flops_per_s: f32_flops_per_s,
-            int8_flops_per_s: f32_flops_per_s,
+            int8_flops_per_s,
         })
     }
 
@@ -55,16 +60,17 @@ impl Cpu {
         Ok(READ_BYTES as f64 / best_seconds(pass))
     }
 
-    fn multiply_add_rate(&self) -> f64 {
+    /// Of loops whose step makes `lanes` multiply-adds.
+    fn multiply_add_rate(&self, steps: fn(Isa, usize, f32) -> f32, lanes: usize) -> f64 {
         let threads = self.pool.threads();
         // As many chunks as threads would leave one thread with two when another is late; many small ones even that out.
         let chunks = 16 * threads;
         let pass = || {
             self.pool.run(chunks, |i| {
-                black_box(multiply_adds(self.isa, STEPS / 16, i as f32));
+                black_box(steps(self.isa, STEPS / 16, i as f32));
             });
         };
-        let flops = (chunks * (STEPS / 16) * 2 * lanes(self)) as f64;
+        let flops = (chunks * (STEPS / 16) * 2 * lanes) as f64;
         flops / best_seconds(pass)
     }
 }
@@ -107,7 +113,7 @@ fn lanes(cpu: &Cpu) -> usize {
 }
 
 /// `steps` steps on registers alone.
-fn multiply_adds(isa: super::Isa, steps: usize, seed: f32) -> f32 {
+fn multiply_adds(isa: Isa, steps: usize, seed: f32) -> f32 {
     match isa.level() {
         Level::Portable => portable_multiply_adds(steps, seed),
         #[cfg(target_arch = "x86_64")]
@@ -147,4 +153,29 @@ fn avx2_multiply_adds(steps: usize, seed: f32) -> f32 {
         .into_iter()
         .fold(_mm256_setzero_ps(), |s, v| _mm256_add_ps(s, v));
     _mm256_cvtss_f32(sum)
+}
+
+/// The same with 16-bit integers: each chain is multiplied in pairs, which are added to a constant.
+#[cfg(target_arch = "x86_64")]
+fn integer_multiply_adds(_proof: Isa, steps: usize, seed: f32) -> f32 {
+    use std::arch::x86_64::*;
+    #[target_feature(enable = "avx2")]
+    fn loops(steps: usize, seed: f32) -> f32 {
+        let mut lanes = [_mm256_set1_epi32(seed as i32); CHAINS];
+        let (a, b) = (
+            _mm256_set1_epi16(black_box(3)),
+            _mm256_set1_epi32(black_box(5)),
+        );
+        for _ in 0..steps {
+            for chain in &mut lanes {
+                *chain = _mm256_add_epi32(_mm256_madd_epi16(*chain, a), b);
+            }
+        }
+        let sum = lanes
+            .into_iter()
+            .fold(_mm256_setzero_si256(), |s, v| _mm256_add_epi32(s, v));
+        _mm256_extract_epi32::<0>(sum) as f32
+    }
+    // SAFETY: this is called for the level that has AVX2.
+    unsafe { loops(steps, seed) }
 }

@@ -33,7 +33,7 @@ pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> any
             tokens_per_s / alone,
             bytes as f64 / seconds / 1e9,
             100.0 * bytes as f64 / seconds / bench.limits.read_bytes_per_s,
-            200.0 * (weights * batch) as f64 / seconds / bench.limits.flops_per_s,
+            200.0 * (weights * batch) as f64 / seconds / bench.limits.product_flops_per_s,
         )?;
     }
     let seconds = steps(bench, &llm, 1, 0, PROMPT, 1)?;
@@ -41,7 +41,7 @@ pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> any
         out,
         "llm prefill {PROMPT} {:8.1} ms  {:.0} % of multiply-adds",
         seconds * 1e3,
-        200.0 * (weights * PROMPT) as f64 / seconds / bench.limits.flops_per_s,
+        200.0 * (weights * PROMPT) as f64 / seconds / bench.limits.product_flops_per_s,
     )?;
     Ok(first.unwrap_or(f64::NAN))
 }

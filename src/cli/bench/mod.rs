@@ -87,6 +87,8 @@ pub(super) struct Args {
 struct Limits {
     read_bytes_per_s: f64,
     flops_per_s: f64,
+    /// Of linear layers with weights as they are stored.
+    product_flops_per_s: f64,
 }
 
 /// What every stage's benchmark needs.
@@ -155,6 +157,11 @@ fn on_cpu(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             limits: Limits {
                 read_bytes_per_s: peaks.read_bytes_per_s,
                 flops_per_s: peaks.f32_flops_per_s,
+                product_flops_per_s: match weights {
+                    Weights::F32 => peaks.f32_flops_per_s,
+                    Weights::Bf16 => peaks.bf16_flops_per_s,
+                    Weights::Int8 => peaks.int8_flops_per_s,
+                },
             },
             bytes_per_weight: weights.bytes(),
             bytes_per_value: size_of::<f32>(),
@@ -191,6 +198,7 @@ fn on_cuda(args: &Args, ordinal: usize, out: &mut impl Write) -> anyhow::Result<
         limits: Limits {
             read_bytes_per_s: peaks.read_bytes_per_s,
             flops_per_s: peaks.mma_flops_per_s,
+            product_flops_per_s: peaks.mma_flops_per_s,
         },
         bytes_per_weight: Weights::Bf16.bytes(),
         bytes_per_value: Weights::Bf16.bytes(),

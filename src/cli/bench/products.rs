@@ -142,7 +142,7 @@ fn measure<B: Backend>(
             bytes / seconds / 1e9,
             100.0 * bytes / seconds / bench.limits.read_bytes_per_s,
             flop / seconds / 1e12,
-            100.0 * flop / seconds / bench.limits.flops_per_s,
+            100.0 * flop / seconds / bench.limits.product_flops_per_s,
         )?;
     }
     Ok(())

@@ -39,18 +39,6 @@ impl Load for u16 {
     }
 }
 
-impl Load for i8 {
-    #[inline(always)]
-    unsafe fn load(p: *const i8) -> [__m256; 2] {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()));
-            let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast()));
-            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
-        }
-    }
-}
-
 /// `acc (+)= a b`
 pub(super) fn run<W: Load>(_proof: Isa, call: &Call<'_>, b: &[W], acc: &mut Accumulators) {
     assert!(call.rows <= BLOCK_ROWS && call.panels <= acc.len());

@@ -1,16 +1,23 @@
 //! Matrix products on packed weights: linear layers and, as products over shifted rows, convolutions.
 //!
 //! Every output is one chain of multiply-adds over `k = 0, 1, …`, in that order, whatever the number of input rows and whatever kernel
-//! computes it. So a row's bytes do not depend on its neighbours nor on the threads. What may be chosen freely, and is chosen for speed, is
-//! which outputs are computed together.
+//! computes it; with int8 weights it is a chain over the exact sums of fixed stretches of `k`. So a row's bytes do not depend on its
+//! neighbours nor on the threads. What may be chosen freely, and is chosen for speed, is which outputs are computed together.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod finish;
+mod int8;
+#[cfg(target_arch = "x86_64")]
+mod int8_avx2;
 mod panels;
 mod portable;
 
 pub(crate) use panels::{Panels, Row, WIDTH};
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Store;
 use super::isa::{Isa, Level};
@@ -21,8 +28,8 @@ use panels::Values;
 pub(crate) const BLOCK_ROWS: usize = 96;
 /// Depth of a block: 16 KiB of an f32 panel.
 const BLOCK_K: usize = 256;
-/// Values of input that a block of rows may span, so that it stays in the second-level cache.
-const BLOCK_VALUES: usize = 48 * 1024;
+/// Bytes of input that a block of rows may span, so that it stays in the second-level cache.
+const BLOCK_BYTES: usize = 192 * 1024;
 /// Most panels that one kernel call covers.
 pub(crate) const MAX_PANELS: usize = 4;
 /// Chunks of work per thread: enough to even out a thread that is held up.
@@ -77,6 +84,7 @@ pub(crate) fn run(
         assert!(last + x.depth <= x.values.len(), "gemm: input too short");
     }
     let job = Job {
+        number: JOBS.fetch_add(1, Ordering::Relaxed),
         x,
         w,
         store,
@@ -86,7 +94,7 @@ pub(crate) fn run(
         first_column: out.first_column,
         columns: out.columns,
     };
-    let blocks = RowBlocks::new(spans, &x);
+    let blocks = RowBlocks::new(spans, job.row_bytes());
     let group = job.group();
     let groups = w.panels.count.div_ceil(group);
     let wanted = (pool.threads() * CHUNKS_PER_THREAD).div_ceil(blocks.count);
@@ -96,11 +104,31 @@ pub(crate) fn run(
     };
     let column_chunks = groups.div_ceil(per_chunk);
     pool.run(blocks.count * column_chunks, |chunk| {
-        let rows = blocks.get(spans, chunk / column_chunks);
+        let block = chunk / column_chunks;
         let first = chunk % column_chunks * per_chunk * group;
         let end = (first + per_chunk * group).min(w.panels.count);
-        job.block(isa, rows, first, end);
+        WORKSPACE.with_borrow_mut(|workspace| {
+            let rows = blocks.get(spans, block);
+            job.block(isa, workspace, (block, rows), first..end);
+        });
     });
+}
+
+/// Numbers products, so that a thread knows whose rows it has rounded last.
+static JOBS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static WORKSPACE: RefCell<Workspace> = RefCell::new(Workspace {
+        acc: Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS]),
+        rounded: int8::Rows::default(),
+    });
+}
+
+/// What a thread keeps between blocks; it grows once.
+struct Workspace {
+    acc: Box<Accumulators>,
+    /// Rows of the block under way, for int8 weights: kept because a thread often works on several chunks of the same rows.
+    rounded: int8::Rows,
 }
 
 /// The spans cut into blocks of at most `rows` rows.
@@ -110,8 +138,8 @@ struct RowBlocks {
 }
 
 impl RowBlocks {
-    fn new(spans: &[Span], x: &Input<'_>) -> Self {
-        let fit = BLOCK_VALUES / x.row_stride.max(1);
+    fn new(spans: &[Span], row_bytes: usize) -> Self {
+        let fit = BLOCK_BYTES / row_bytes.max(1);
         let rows = (fit / 6 * 6).clamp(6, BLOCK_ROWS);
         let count = spans.iter().map(|s| s.rows.div_ceil(rows)).sum();
         Self { rows, count }
@@ -134,6 +162,8 @@ impl RowBlocks {
 
 /// One product, as the threads see it.
 struct Job<'a> {
+    /// No other product of this process has it.
+    number: u64,
     x: Input<'a>,
     w: Weights<'a>,
     store: Store<'a>,
@@ -157,21 +187,42 @@ impl Job<'_> {
         }
     }
 
-    /// All outputs of a block of rows in panels `first..end`.
-    fn block(&self, isa: Isa, (span, offset): (Span, usize), first: usize, end: usize) {
-        let mut acc: Accumulators = [[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS];
+    /// Bytes that a row adds to a block.
+    fn row_bytes(&self) -> usize {
+        match self.w.panels.values() {
+            Values::I8(_) => int8::Rows::row_bytes(self.w.panels.k),
+            _ => self.x.row_stride * size_of::<f32>(),
+        }
+    }
+
+    /// All outputs of a block of rows in some panels.
+    fn block(
+        &self,
+        isa: Isa,
+        workspace: &mut Workspace,
+        (index, (span, offset)): (usize, (Span, usize)),
+        panels: Range<usize>,
+    ) {
+        let Workspace { acc, rounded } = workspace;
+        let input = span.input + offset * self.x.row_stride;
+        if let Values::I8(_) = self.w.panels.values() {
+            rounded.load(isa, (self.number, index), &self.x, input, span.rows);
+        }
         let step = panels_per_call(span.rows).max(self.group());
-        let mut panel = first;
-        while panel < end {
-            let count = step.min(end - panel);
-            self.accumulate(
-                isa,
-                span.input + offset * self.x.row_stride,
-                span.rows,
-                panel,
-                count,
-                &mut acc,
-            );
+        for panel in panels.clone().step_by(step) {
+            let count = step.min(panels.end - panel);
+            let range = panel..panel + count;
+            match self.w.panels.values() {
+                Values::F32(b) => self.accumulate(isa, b, (input, span.rows), range, acc),
+                Values::Bf16(b) => self.accumulate(isa, b, (input, span.rows), range, acc),
+                Values::I8(b) => {
+                    let size = self.w.panels.panel_values();
+                    for (panel, acc) in range.zip(acc.iter_mut()) {
+                        let panel = &b[panel * size..(panel + 1) * size];
+                        rounded.multiply(isa, panel, &mut acc[..span.rows]);
+                    }
+                }
+            }
             for p in (0..count).step_by(self.group()) {
                 let (gate, rest) = acc[p..].split_at(1);
                 let tile = finish::Tile {
@@ -182,18 +233,16 @@ impl Job<'_> {
                 };
                 finish::finish(isa, self, &tile);
             }
-            panel += count;
         }
     }
 
     /// Sums over the whole depth, block by block.
-    fn accumulate(
+    fn accumulate<W: Element>(
         &self,
         isa: Isa,
-        input: usize,
-        rows: usize,
-        panel: usize,
-        count: usize,
+        b: &[W],
+        (input, rows): (usize, usize),
+        panels: Range<usize>,
         acc: &mut Accumulators,
     ) {
         let k = self.w.panels.k;
@@ -212,15 +261,10 @@ impl Job<'_> {
                     rows,
                     depth,
                     panel_stride: k * WIDTH,
-                    panels: count,
+                    panels: panels.len(),
                     fresh: at == 0,
                 };
-                let first = (panel * k + at) * WIDTH;
-                match self.w.panels.values() {
-                    Values::F32(b) => call.run(isa, &b[first..], acc),
-                    Values::Bf16(b) => call.run(isa, &b[first..], acc),
-                    Values::I8(b) => call.run(isa, &b[first..], acc),
-                }
+                call.run(isa, &b[(panels.start * k + at) * WIDTH..], acc);
                 done += depth;
             }
         }
@@ -264,12 +308,12 @@ impl Call<'_> {
     }
 }
 
-/// A stored weight.
+/// A stored weight that products widen to f32.
 #[cfg(target_arch = "x86_64")]
 pub(crate) trait Element: portable::Widen + avx2::Load {}
 #[cfg(target_arch = "x86_64")]
 impl<T: portable::Widen + avx2::Load> Element for T {}
-/// A stored weight.
+/// A stored weight that products widen to f32.
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) trait Element: portable::Widen {}
 #[cfg(not(target_arch = "x86_64"))]

@@ -1,4 +1,4 @@
-//! Packed weights: panels of 16 output channels, `[M / 16][K][16]`, in f32, bf16 or int8.
+//! Packed weights: panels of 16 output channels, `[M / 16][K][16]` in f32 or bf16, `[M / 16][K / 2][16][2]` in int8.
 //!
 //! One step of the inner loop reads one row of a panel, so a panel is read from front to back once, whatever the number of input rows.
 
@@ -21,7 +21,7 @@ struct Line([u8; 64]);
 /// Values of all panels.
 ///
 /// A bf16 row of 16 is stored with column `j` in the low and column `j + 8` in the high half of 32-bit word `j`: a shift and a mask make two
-/// vectors of eight f32.
+/// vectors of eight f32. Int8 rows come in pairs, since integers are multiplied and added in pairs; past an odd depth the second row is zero.
 pub(crate) enum Values<'a> {
     F32(&'a [f32]),
     Bf16(&'a [u16]),
@@ -60,7 +60,7 @@ impl Panels {
             WeightPrecision::Int8 => 1,
         };
         let mut panels = Self {
-            lines: zeroed_lines(count * k * WIDTH * size)?,
+            lines: zeroed_lines(count * stored_depth(precision, k) * WIDTH * size)?,
             precision,
             scale: match precision {
                 WeightPrecision::Int8 => vec![1.0; count * WIDTH],
@@ -81,7 +81,7 @@ impl Panels {
     /// Puts one channel into its column of its panel.
     fn store(&mut self, channel: usize, row: &mut [f32], kind: Row) {
         let (panel, column) = (channel / WIDTH, channel % WIDTH);
-        let first = panel * self.k * WIDTH;
+        let first = panel * self.panel_values();
         if let (Row::Quantised(scale), false) = (&kind, self.precision == WeightPrecision::Int8) {
             row.iter_mut().for_each(|v| *v *= scale);
         }
@@ -113,15 +113,20 @@ impl Panels {
                 self.scale[channel] = scale;
                 let values: &mut [i8] = bytemuck::cast_slice_mut(&mut self.lines);
                 for (k, &v) in row.iter().enumerate() {
-                    values[first + k * WIDTH + column] = v as i8;
+                    values[first + 2 * (k / 2 * WIDTH + column) + k % 2] = v as i8;
                 }
             }
         }
     }
 
+    /// Values of a panel, with what pads it.
+    pub(super) fn panel_values(&self) -> usize {
+        stored_depth(self.precision, self.k) * WIDTH
+    }
+
     /// All panels, one after the other.
     pub(crate) fn values(&self) -> Values<'_> {
-        let n = self.count * self.k * WIDTH;
+        let n = self.count * self.panel_values();
         match self.precision {
             WeightPrecision::F32 => Values::F32(&bytemuck::cast_slice(&self.lines)[..n]),
             WeightPrecision::Bf16 => Values::Bf16(&bytemuck::cast_slice(&self.lines)[..n]),
@@ -132,6 +137,14 @@ impl Panels {
     /// Bytes of the weights.
     pub(crate) fn bytes(&self) -> usize {
         size_of_val(self.lines.as_slice()) + size_of_val(self.scale.as_slice())
+    }
+}
+
+/// Depth of the panels of a matrix of depth `k`.
+fn stored_depth(precision: WeightPrecision, k: usize) -> usize {
+    match precision {
+        WeightPrecision::F32 | WeightPrecision::Bf16 => k,
+        WeightPrecision::Int8 => k.next_multiple_of(2),
     }
 }
 

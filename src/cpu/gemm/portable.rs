@@ -22,12 +22,6 @@ impl Widen for u16 {
     }
 }
 
-impl Widen for i8 {
-    fn widen(row: &[i8; WIDTH]) -> [f32; WIDTH] {
-        row.map(f32::from)
-    }
-}
-
 /// `acc (+)= a b`
 pub(super) fn run<W: Widen>(call: &Call<'_>, b: &[W], acc: &mut Accumulators) {
     for (panel, acc) in acc.iter_mut().enumerate().take(call.panels) {

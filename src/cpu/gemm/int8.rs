@@ -1,0 +1,281 @@
+//! Products with int8 weights, in integers.
+//!
+//! In: rows of f32 activations and panels `[K / 2][16][2]` of int8. Out: the 16 sums of each row and panel, without the weights' scales.
+//!
+//! Each row is rounded to 16-bit integers that share one scale per [`SEGMENT`] of its depth. A segment's sums are exact whatever their
+//! order; scaled, they are added in f32, segment by segment. Segments depend on the depth alone and scales on the row alone, so every
+//! kernel computes the same bytes. The rounding adds errors of at most 2⁻¹⁶ of a segment's largest value, where int8 weights have 2⁻⁸ of a
+//! channel's.
+
+use super::{Input, Isa, Level, WIDTH};
+use crate::cpu::isa::per_isa;
+
+/// Depth that shares one scale.
+pub(super) const SEGMENT: usize = 256;
+/// Largest size of a rounded activation.
+const LARGEST: i16 = i16::MAX;
+/// Added to a f32 below 2²² in size, leaves the nearest integer (of two, the even one) in the low bits of the sum.
+const TO_INTEGER: f32 = 12_582_912.0;
+
+const _: () = assert!(
+    SEGMENT as i64 * LARGEST as i64 * 128 <= i32::MAX as i64,
+    "the sums of a segment fit"
+);
+
+/// A block of rows of the input, rounded.
+#[derive(Default)]
+pub(super) struct Rows {
+    /// Which block of which product this is.
+    name: Option<(u64, usize)>,
+    count: usize,
+    depth: usize,
+    /// `[K / SEGMENT][rows][SEGMENT]`; past an odd depth comes one zero.
+    values: Vec<i16>,
+    /// `[K / SEGMENT][rows]`
+    scales: Vec<f32>,
+    /// A row whose taps are apart, put together.
+    gathered: Vec<f32>,
+}
+
+/// Rows of one segment, [`SEGMENT`] values apart, and their scales.
+#[derive(Clone, Copy)]
+pub(super) struct Stretch<'a> {
+    pub(super) values: &'a [i16],
+    pub(super) scales: &'a [f32],
+}
+
+impl Rows {
+    /// Bytes of a row of `depth` values.
+    pub(super) fn row_bytes(depth: usize) -> usize {
+        depth.next_multiple_of(SEGMENT) * size_of::<i16>()
+    }
+
+    /// Rounds `count` rows from `x.values[first]` on, unless the block called `name` is what is here already.
+    pub(super) fn load(
+        &mut self,
+        isa: Isa,
+        name: (u64, usize),
+        x: &Input<'_>,
+        first: usize,
+        count: usize,
+    ) {
+        if self.name == Some(name) {
+            return;
+        }
+        self.name = None;
+        self.count = count;
+        self.depth = x.taps * x.depth;
+        let segments = self.depth.div_ceil(SEGMENT);
+        self.values.resize(segments * count * SEGMENT, 0);
+        self.scales.resize(segments * count, 0.0);
+        for row in 0..count {
+            let start = first + row * x.row_stride;
+            if x.taps == 1 {
+                self.round(isa, row, &x.values[start..start + x.depth]);
+                continue;
+            }
+            let mut gathered = std::mem::take(&mut self.gathered);
+            gathered.clear();
+            for tap in 0..x.taps {
+                gathered.extend_from_slice(&x.values[start + tap * x.tap_stride..][..x.depth]);
+            }
+            self.round(isa, row, &gathered);
+            self.gathered = gathered;
+        }
+        self.name = Some(name);
+    }
+
+    fn round(&mut self, isa: Isa, row: usize, x: &[f32]) {
+        for (segment, x) in x.chunks(SEGMENT).enumerate() {
+            let at = segment * self.count + row;
+            let out = &mut self.values[at * SEGMENT..(at + 1) * SEGMENT];
+            self.scales[at] = round(isa, x, &mut out[..x.len()]);
+            out[x.len()..x.len().next_multiple_of(2)].fill(0);
+        }
+    }
+
+    /// `count` rows from `row` on of a segment.
+    pub(super) fn stretch(&self, segment: usize, row: usize, count: usize) -> Stretch<'_> {
+        let first = segment * self.count + row;
+        Stretch {
+            values: &self.values[first * SEGMENT..(first + count) * SEGMENT],
+            scales: &self.scales[first..first + count],
+        }
+    }
+
+    /// `acc [rows] = rows · panel`
+    pub(super) fn multiply(&self, isa: Isa, panel: &[i8], acc: &mut [[f32; WIDTH]]) {
+        assert_eq!(acc.len(), self.count, "gemm: rows");
+        assert_eq!(
+            panel.len(),
+            self.depth.next_multiple_of(2) * WIDTH,
+            "gemm: a panel's depth"
+        );
+        acc.fill([0.0; WIDTH]);
+        for (segment, weights) in panel.chunks(SEGMENT * WIDTH).enumerate() {
+            match isa.level() {
+                Level::Portable => portable(self.stretch(segment, 0, self.count), weights, acc),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => super::int8_avx2::run(isa, self, segment, weights, acc),
+            }
+        }
+    }
+}
+
+per_isa! {
+    /// `q = x / scale`, rounded; returns the scale. It is NaN where a value is not finite, so that the row's results are NaN too.
+    fn round<FMA>(x: &[f32], q: &mut [i16]) -> f32 {
+        // Bits of floats without sign have the order of their sizes, and what is not finite comes last.
+        let largest = x.iter().fold(0, |m, v| v.abs().to_bits().max(m));
+        let largest = f32::from_bits(largest);
+        if !largest.is_finite() {
+            q.fill(0);
+            return f32::NAN;
+        }
+        // The bound is for zeros and for values so small that the quotient is infinite.
+        let inverse = (f32::from(LARGEST) / largest).min(f32::MAX);
+        for (q, v) in q.iter_mut().zip(x) {
+            *q = (v * inverse + TO_INTEGER).to_bits() as i16;
+        }
+        1.0 / inverse
+    }
+}
+
+/// The kernel without vector instructions: the definition of what the others compute.
+fn portable(x: Stretch<'_>, weights: &[i8], acc: &mut [[f32; WIDTH]]) {
+    let rows = x.values.chunks_exact(SEGMENT).zip(x.scales);
+    for ((x, scale), acc) in rows.zip(acc) {
+        let mut sums = [0i32; WIDTH];
+        let pairs = weights.as_chunks::<{ 2 * WIDTH }>().0;
+        for ([x0, x1], w) in x.as_chunks::<2>().0.iter().zip(pairs) {
+            for j in 0..WIDTH {
+                let even = i32::from(*x0) * i32::from(w[2 * j]);
+                sums[j] += even + i32::from(*x1) * i32::from(w[2 * j + 1]);
+            }
+        }
+        for (acc, sum) in acc.iter_mut().zip(sums) {
+            *acc += scale * sum as f32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(n: usize, f: f32) -> Vec<f32> {
+        (0..n).map(|i| (i as f32 * f).sin()).collect()
+    }
+
+    fn panel(depth: usize) -> Vec<i8> {
+        let rows = depth.next_multiple_of(2) * WIDTH;
+        (0..rows).map(|i| (i * 89 % 255) as i8).collect()
+    }
+
+    fn loaded(isa: Isa, x: &Input<'_>, count: usize) -> Rows {
+        let mut rows = Rows::default();
+        rows.load(isa, (0, 0), x, 0, count);
+        rows
+    }
+
+    fn plain(values: &[f32], depth: usize) -> Input<'_> {
+        Input {
+            values,
+            row_stride: depth,
+            taps: 1,
+            tap_stride: 0,
+            depth,
+        }
+    }
+
+    #[test]
+    fn kernels_agree_to_the_bit() {
+        for depth in [0, 1, 2, 7, 255, 256, 257, 1000] {
+            for count in [1, 2, 3, 4, 5, 6, 7, 11, 96] {
+                let (x, panel) = (wave(count * depth, 0.37), panel(depth));
+                let [fast, plain] = [Isa::detect(), Isa::PORTABLE].map(|isa| {
+                    let mut acc = vec![[f32::NAN; WIDTH]; count];
+                    loaded(isa, &plain(&x, depth), count).multiply(isa, &panel, &mut acc);
+                    acc.as_flattened()
+                        .iter()
+                        .map(|v| v.to_bits())
+                        .collect::<Vec<_>>()
+                });
+                assert!(fast == plain, "{count} rows of {depth}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_sums_fit() {
+        let x = vec![1.0; SEGMENT];
+        for w in [-128, 127] {
+            let mut acc = [[0.0; WIDTH]];
+            let panel = vec![w; SEGMENT * WIDTH];
+            loaded(Isa::detect(), &plain(&x, SEGMENT), 1).multiply(Isa::detect(), &panel, &mut acc);
+            let expected = f32::from(w) * SEGMENT as f32;
+            for sum in acc[0] {
+                assert!((sum / expected - 1.0).abs() < 1e-6, "{sum} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn taps_are_put_together() {
+        let (taps, depth, tap_stride, row_stride, count) = (3, 171, 400, 7, 5);
+        let values = wave(count * row_stride + taps * tap_stride, 0.61);
+        let apart = Input {
+            values: &values,
+            row_stride,
+            taps,
+            tap_stride,
+            depth,
+        };
+        let together: Vec<f32> = (0..count * taps)
+            .flat_map(|i| &values[i / taps * row_stride + i % taps * tap_stride..][..depth])
+            .copied()
+            .collect();
+        let isa = Isa::detect();
+        let apart = loaded(isa, &apart, count);
+        let together = loaded(isa, &plain(&together, taps * depth), count);
+        assert_eq!(apart.values, together.values);
+        assert_eq!(apart.scales, together.scales);
+    }
+
+    #[test]
+    fn rounding_is_to_the_nearest_at_every_magnitude() {
+        for magnitude in [1e-44, 1e-38, 1e-30, 1.0, 1e30, 3e38] {
+            let x: Vec<f32> = wave(SEGMENT, 0.7).iter().map(|v| v * magnitude).collect();
+            let mut q = [0; SEGMENT];
+            let scale = round(Isa::detect(), &x, &mut q);
+            for (q, &x) in q.iter().zip(&x) {
+                let error = (f64::from(*q) * f64::from(scale) - f64::from(x)).abs();
+                // Half a step, and what the scale itself is rounded by.
+                let bound = f64::from(scale) * 0.5 + f64::from(x).abs() * 1e-6;
+                assert!(error <= bound, "{x:e}: {q} · {scale:e}");
+            }
+        }
+        let mut q = [7; 3];
+        assert!(round(Isa::detect(), &[0.0, -0.0, 0.0], &mut q).is_finite());
+        assert_eq!(q, [0; 3]);
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_visible() {
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for isa in [Isa::detect(), Isa::PORTABLE] {
+                let mut x = wave(3 * 300, 0.3);
+                x[300 + 41] = bad;
+                let mut acc = [[0.0; WIDTH]; 3];
+                loaded(isa, &plain(&x, 300), 3).multiply(isa, &panel(300), &mut acc);
+                assert!(acc[1].iter().all(|v| v.is_nan()), "{bad}");
+                assert!(
+                    [acc[0], acc[2]]
+                        .as_flattened()
+                        .iter()
+                        .all(|v| v.is_finite())
+                );
+            }
+        }
+    }
+}
