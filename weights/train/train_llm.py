@@ -6,7 +6,8 @@ before the text, which is to be obeyed in silence; a share `--mixed` of the rows
 streaming. Merges of the text are dropped at random so that rare words are seen spelt, and some sentences are in capitals.
 `--simple` leaves all that out and the long sentences too: short rows align text and speech soonest, so on a CPU a run
 begins with it, and with `--speakers heart`. Where the teacher told its durations, helper losses guide two attention heads
-to the text token that is spoken and ask the hidden state for its phonemes.
+to the text token that is spoken and ask the hidden state for its phonemes. `--spelling` rows a step are sentences whose
+phonemes are to be written: how words are read is learnt from all of the text, spoken or not.
 
     train_llm.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M] [--simple SECONDS]
 """
@@ -14,11 +15,12 @@ import random
 
 import torch
 
-from tinyvoice.alignment import FRAMES_PER_TOKEN, spoken_text
+from tinyvoice.alignment import FRAMES_PER_TOKEN, spoken_text, text_of_phonemes, unstressed
 from tinyvoice.bpe import Bpe
 from tinyvoice.config import DIMS
 from tinyvoice.corpus import Corpus
 from tinyvoice.models.llm import SpeechLm
+from tinyvoice.models.speller import Speller
 from tinyvoice.teachers import SILENCE
 from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
 
@@ -26,14 +28,15 @@ BPE_DROPOUT = 0.1
 INSTRUCTED, JOINED = 0.1, 0.5     # shares of the rows
 CAPITALS = 0.04
 INSTRUCTION_TOKENS = 25
+MAX_PHONEMES = 90
 MAX_TOKENS = 600      # speech tokens of a joined row: 24 s
-GUIDE_WEIGHT, SOUND_WEIGHT = 0.3, 0.5
+GUIDE_WEIGHT, SOUND_WEIGHT, SPELLING_WEIGHT = 0.3, 0.5, 1.0
 
 
-def phonemes_of(path):
-    """Phonemes by sentence."""
+def phonemes_of(path, split=None):
+    """Phonemes by sentence, of one split or of all."""
     rows = (line.rstrip("\n").split("\t") for line in path.open(encoding="utf-8"))
-    return {text: phonemes for _, text, phonemes in rows}
+    return {text: phonemes for name, text, phonemes in rows if split in (None, name)}
 
 
 class Reader:
@@ -44,6 +47,20 @@ class Reader:
         self.bpe, self.tokens, self.phonemes = Bpe.load(data / "bpe"), tokens, phonemes_of(data / "text.tsv")
         alphabet = sorted({c for phonemes in self.phonemes.values() for c in phonemes} | {SILENCE})
         self.sounds = {c: i for i, c in enumerate(alphabet)}
+        self.sentences = list(phonemes_of(data / "text.tsv", "train").items())
+
+    def spelling(self, count):
+        """`count` sentences as (text ids, phoneme ids, which text token each phoneme belongs to)."""
+        rows = []
+        while len(rows) < count:
+            words, phonemes = random.choice(self.sentences)
+            words = words.upper() if random.random() < CAPITALS else words
+            text = self.bpe.encode(words, random, BPE_DROPOUT if random.random() < 0.5 else 0.0)
+            phonemes = unstressed(phonemes)
+            places = text_of_phonemes(words, phonemes, self.bpe.lengths(text))
+            if places is not None and len(places) <= MAX_PHONEMES:
+                rows.append((text, [self.sounds[c] for c in phonemes], places))
+        return rows
 
     def __call__(self, row, dropout):
         words = row["text"].upper() if random.random() < CAPITALS else row["text"]
@@ -82,11 +99,12 @@ def main():
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--mixed", type=float, default=0.5)
     parser.add_argument("--simple", type=float, help="single utterances up to so many seconds only")
+    parser.add_argument("--spelling", type=int, default=16)
     parser.add_argument("--speakers", default="", help="of these only, comma between")
     args = parser.parse_args()
     device = setup(args)
     if args.tiny_steps:
-        args.batch = 2
+        args.batch = args.spelling = 2
     tokens = torch.load(args.data / "tokens.pt", weights_only=True)["tokens"]
     read = Reader(args.data, tokens)
     corpus = Corpus(args.data / "audio", keep=lambda s: not args.speakers or s in args.speakers.split(","),
@@ -96,12 +114,13 @@ def main():
         by_speaker.setdefault(row["speaker"], []).append(row)
     model = SpeechLm(DIMS.llm, DIMS.tokenizer.codebook, args.dropout).to(device)
     reader = torch.nn.Linear(DIMS.llm.hidden, FRAMES_PER_TOKEN * len(read.sounds)).to(device)
-    parameters = [*model.parameters(), *reader.parameters()]
+    speller = Speller(DIMS.llm.hidden, len(read.sounds)).to(device)
+    parameters = [*model.parameters(), *reader.parameters(), *speller.parameters()]
     decayed = [p for p in parameters if p.dim() > 1]
     other = [p for p in parameters if p.dim() < 2]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}],
                                   args.lr, betas=(0.9, 0.98))
-    run = Run("llm", args, {"model": model, "reader": reader}, {"model": optimizer})
+    run = Run("llm", args, {"model": model, "reader": reader, "speller": speller}, {"model": optimizer})
     for _ in run.steps():
         rows = []
         for row in corpus.similar(args.batch):
@@ -117,8 +136,10 @@ def main():
         texts, speeches, hints = zip(*rows)
         with autocast(device):
             loss, right, guide, sound = model.loss(texts, speeches, 0.0 if args.simple else args.mixed, hints, reader)
-        run.add(loss=loss, right=right, guide=guide, sound=sound)
-        clipped_step(loss + GUIDE_WEIGHT * guide + SOUND_WEIGHT * sound, optimizer, parameters)
+            spelt, guided = speller.loss(model, read.spelling(args.spelling)) if args.spelling else (guide * 0, guide * 0)
+        run.add(loss=loss, right=right, guide=guide, sound=sound, spelt=spelt, guided=guided)
+        helpers = GUIDE_WEIGHT * (guide + guided) + SOUND_WEIGHT * sound + SPELLING_WEIGHT * spelt
+        clipped_step(loss + helpers, optimizer, parameters)
 
 
 if __name__ == "__main__":

@@ -26,21 +26,32 @@ def phoneme_of_frames(phonemes, frames):
     return out
 
 
-def spoken_text(text, phonemes, frames, lengths):
-    """For every speech token the ordinal of the text token it speaks; `lengths` are the text tokens' bytes. None where
-    words and their phonemes are not one to one, as in numbers written with digits."""
-    phonemes = phonemes.translate({ord(c): None for c in STRESS})
+def text_of_phonemes(text, phonemes, lengths):
+    """For every phoneme (stress marks taken out) the ordinal of its text token; `lengths` are the text tokens' bytes. None
+    where words and their phonemes are not one to one, as in numbers written with digits."""
     words, sounds = text.split(), phonemes.split()
     if len(words) != len(sounds) or " ".join(sounds) != phonemes:
         return None
-    frame_at = phoneme_of_frames(phonemes, frames)
-    if frame_at is None:
-        return None
     token_of_byte = [i for i, length in enumerate(lengths) for _ in range(length)]
-    byte_of_sound, place = [], 0
+    tokens, place = [], 0
     for word, sound in zip(words, sounds):
         place = text.index(word, place)
         start, size = len(text[:place].encode()), len(word.encode())
-        byte_of_sound += [start + int((k + 0.5) / len(sound) * size) for k in range(len(sound))] + [start + size - 1]
+        bytes_of_word = [start + int((k + 0.5) / len(sound) * size) for k in range(len(sound))] + [start + size - 1]
+        tokens += [token_of_byte[b] for b in bytes_of_word]
         place += len(word)
-    return [token_of_byte[byte_of_sound[i]] for i in itertools.islice(frame_at, 0, None, FRAMES_PER_TOKEN)]
+    return tokens[:-1]
+
+
+def unstressed(phonemes):
+    return phonemes.translate({ord(c): None for c in STRESS})
+
+
+def spoken_text(text, phonemes, frames, lengths):
+    """For every speech token the ordinal of the text token that it speaks, or None; see `text_of_phonemes`."""
+    phonemes = unstressed(phonemes)
+    tokens = text_of_phonemes(text, phonemes, lengths)
+    frame_at = None if tokens is None else phoneme_of_frames(phonemes, frames)
+    if frame_at is None:
+        return None
+    return [tokens[i] for i in itertools.islice(frame_at, 0, None, FRAMES_PER_TOKEN)]
