@@ -26,11 +26,12 @@ template <class Unsigned, class Signed> Unsigned combined(int op, Unsigned old, 
 template <class Unsigned, class Signed> Unsigned atomic(void* p, int op, Unsigned value, Unsigned compare, const void* site) {
     if ((uintptr_t)p % sizeof(Unsigned)) finding(site, "MISALIGNED: atomic at %p", p);
     Worker& w = worker();
+    // Before the checks: what another block releases while this one gives way is acquired only by an order noted after it.
+    if (++w.atomics_in_turn > ATOMICS_PER_TURN) emu_yield();
     if (CHECKING) {
         check_access(p, sizeof(Unsigned), ATOMIC, site);
         if (!w.dynamic.holds(p) && !w.static_shared.holds(p)) check_atomic_order(p);
     }
-    if (++w.atomics_in_turn > ATOMICS_PER_TURN) emu_yield();
     auto* target = static_cast<Unsigned*>(p);
     if (op == CAS) {
         __atomic_compare_exchange_n(target, &compare, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
