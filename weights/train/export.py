@@ -71,7 +71,7 @@ def write_qwen(folder, data):
 
 
 def mean_embedding(corpus, stored, speaker):
-    keys = [row["key"] for row in corpus.rows if row["speaker"] == speaker]
+    keys = [row["key"] for row in corpus.rows if row["speaker"] == speaker and row["key"] in stored]
     if not keys:
         raise SystemExit(f"no speech of {speaker}: make_audio.py must include it")
     return torch.stack([stored[k].float() for k in keys]).mean(0, keepdim=True)

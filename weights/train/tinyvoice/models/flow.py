@@ -39,24 +39,39 @@ class Flow(nn.Module):
 
     def encode(self, token, lengths, streaming=False, finalize=True):
         """token [B, L] -> mu [B, 80, 2L]; with finalize False the last three tokens only serve as look-ahead."""
+        return self.mean(self.hidden(token, lengths, streaming, finalize))
+
+    def mean(self, hidden):
+        """[B, 2L, D] -> mu [B, 80, 2L]."""
+        return self.encoder_proj(hidden).transpose(1, 2)
+
+    def hidden(self, token, lengths, streaming=False, finalize=True):
+        """The encoder's frames of `encode` before they become a mel: [B, 2L, D]."""
         inside = (torch.arange(token.shape[1], device=token.device)[None] < lengths[:, None])[..., None]
         x, context = self.input_embedding(token.clamp(min=0)) * inside, None
         if not finalize:
             x, context, lengths = x[:, :-LOOKAHEAD], x[:, -LOOKAHEAD:], lengths - LOOKAHEAD
-        return self.encoder_proj(self.encoder(x, lengths, streaming, context)).transpose(1, 2)
+        return self.encoder(x, lengths, streaming, context)
 
-    def loss(self, token, lengths, mel, embedding):
+    def loss(self, token, lengths, mel, embedding, sounds, reader, encoder_only=False):
         """Flow-matching loss of a padded batch: token [B, L], mel [B, 80, 2L], embedding [B, 192].
 
         As upstream trains: full attention or chunks with equal chance, a prompt of up to 30 % of the mel given to
-        half of the batch, conditions dropped for a fifth. Also returns the L1 of `mu` to the mel, a helper loss.
+        half of the batch, conditions dropped for a fifth. Also returns the helper losses: the L1 of `mu` to the mel,
+        and the cross entropy of the phonemes `sounds` [B, 2L] (-1 where unknown) that `reader` reads from the hidden
+        frames. With `encoder_only` these are all there is, and the loss is 0.
         """
         batch, _, time = mel.shape
         streaming = random.random() < 0.5
-        mu = self.encode(token, lengths, streaming)
+        hidden = self.hidden(token, lengths, streaming)
+        mu = self.mean(hidden)
+        known = (sounds >= 0).sum().clamp(min=1)
+        sound = F.cross_entropy(reader(hidden).transpose(1, 2), sounds, ignore_index=-1, reduction="sum") / known
         speaker = self.speaker(embedding)
         mask = (torch.arange(time, device=mel.device)[None] < 2 * lengths[:, None])[:, None].to(mel.dtype)
         prior = (F.l1_loss(mu * mask, mel * mask, reduction="sum")) / (mask.sum() * MEL_BINS)
+        if encoder_only:
+            return prior.new_zeros(()), prior, sound
         share = torch.rand(batch, device=mel.device) * 0.3 * (torch.rand(batch, device=mel.device) < 0.5)
         given = torch.arange(time, device=mel.device)[None] < (share * 2 * lengths).long()[:, None]
         condition = mel * given[:, None]
@@ -67,7 +82,7 @@ class Flow(nn.Module):
         velocity = self.decoder.estimator(x, mask, mu * kept, t.flatten(), speaker * kept[..., 0], condition * kept,
                                           streaming)
         target = mel - (1 - SIGMA_MIN) * noise
-        return F.mse_loss(velocity * mask, target * mask, reduction="sum") / (mask.sum() * MEL_BINS), prior
+        return F.mse_loss(velocity * mask, target * mask, reduction="sum") / (mask.sum() * MEL_BINS), prior, sound
 
     @torch.inference_mode()
     def synthesize(self, token, embedding, prompt_token=None, prompt_mel=None, streaming=False, finalize=True,
