@@ -14,7 +14,10 @@ if ! cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
     "$venv/bin/pip" install --quiet --requirement "$here/requirements.txt"
     cp "$here/requirements.txt" "$venv/installed.txt"
 fi
-[ -d /usr/share/games/fortunes ] || apt-get install --yes --quiet fortunes >/dev/null
+if ! [ -d /usr/share/games/fortunes ] || ! command -v flite >/dev/null; then
+    apt-get update --quiet >/dev/null
+    apt-get install --yes --quiet fortunes flite >/dev/null
+fi
 
 cd "$here"
 "$venv/bin/python" -m unittest --verbose test_parity test_alignment
