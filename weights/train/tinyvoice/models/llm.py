@@ -13,7 +13,7 @@ from torch import nn
 SOS, TASK = 0, 1
 MIX_TEXT, MIX_SPEECH = 5, 15
 IGNORE = -1
-TOP_P, TOP_K, WINDOW = 0.8, 25, 10
+TOP_P, TOP_K, WINDOW, REPEATS = 0.4, 25, 10, 5     # as in cosyvoice2.yaml.in, which says why
 GUIDED_LAYERS = (2, 3)      # their first head is shown the text token that is spoken
 GUIDE_SPREAD = 1.5          # text tokens
 FAR = -1e4                  # ordinal of what is no text token
@@ -221,12 +221,12 @@ def guide_loss(watched, is_text, wanted, known):
 
 
 def ras_sample(logp, decoded, generator):
-    """Nucleus sampling; a token seen in the last ten is redrawn from the full distribution without it."""
+    """Nucleus sampling; a token seen `REPEATS` times in the last ten is redrawn from the full distribution without it."""
     order = torch.sort(logp, descending=True, stable=True)
     p = order.values.exp()
     keep = min(int((p.cumsum(0) < TOP_P).sum()) + 1, TOP_K)
     token = int(order.indices[torch.multinomial(p[:keep], 1, generator=generator)])
-    if token in decoded[-WINDOW:]:
+    if decoded[-WINDOW:].count(token) >= REPEATS:
         logp = logp.clone()
         logp[token] = -torch.inf
         token = int(torch.multinomial(logp.exp(), 1, generator=generator))
