@@ -2,10 +2,11 @@
 """Step 8: train the flow (tokens, speaker embedding and a part of the mel -> mel).
 
 Two helper losses make the encoder say what is spoken: its mean must be near the mel, and where the teacher told the phoneme
-of every frame its hidden frames must name it. `--encoder-only` trains with these alone: half the arithmetic, and a flow that
-has to refine an intelligible mean learns faster than one that waits for it, so on a CPU a run begins with it.
+of every frame its hidden frames must name it. `--only encoder` trains with these alone: half the arithmetic, and a flow that
+has to refine an intelligible mean learns faster than one that waits for it, so on a CPU a run begins with it and goes on with
+`--only estimator`, which keeps the encoder as it is.
 
-    train_flow.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M] [--encoder-only]
+    train_flow.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M] [--only encoder|estimator]
 """
 import random
 
@@ -45,7 +46,7 @@ class Embeddings:
 def main():
     parser = arguments(__doc__, steps=60_000, batch=48, lr=1e-3)
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--encoder-only", action="store_true")
+    parser.add_argument("--only", choices=["encoder", "estimator"])
     args = parser.parse_args()
     device = setup(args)
     if args.tiny_steps:
@@ -74,9 +75,10 @@ def main():
             known = [names[c] for c in row.get("frames", "")]
             sounds[i, :len(known)] = torch.tensor(known, dtype=torch.long)
         with autocast(device):
-            loss, prior, sound = model.loss(padded, lengths, mel, embedding, sounds.to(device), reader, args.encoder_only)
+            loss, prior, sound = model.loss(padded, lengths, mel, embedding, sounds.to(device), reader, args.only)
         run.add(loss=loss, prior=prior, sound=sound)
-        clipped_step(loss + PRIOR_WEIGHT * prior + SOUND_WEIGHT * sound, optimizer, parameters)
+        helpers = 0.0 if args.only == "estimator" else PRIOR_WEIGHT * prior + SOUND_WEIGHT * sound
+        clipped_step(loss + helpers, optimizer, parameters)
 
 
 if __name__ == "__main__":

@@ -53,24 +53,26 @@ class Flow(nn.Module):
             x, context, lengths = x[:, :-LOOKAHEAD], x[:, -LOOKAHEAD:], lengths - LOOKAHEAD
         return self.encoder(x, lengths, streaming, context)
 
-    def loss(self, token, lengths, mel, embedding, sounds, reader, encoder_only=False):
+    def loss(self, token, lengths, mel, embedding, sounds, reader, only=None):
         """Flow-matching loss of a padded batch: token [B, L], mel [B, 80, 2L], embedding [B, 192].
 
         As upstream trains: full attention or chunks with equal chance, a prompt of up to 30 % of the mel given to
         half of the batch, conditions dropped for a fifth. Also returns the helper losses: the L1 of `mu` to the mel,
         and the cross entropy of the phonemes `sounds` [B, 2L] (-1 where unknown) that `reader` reads from the hidden
-        frames. With `encoder_only` these are all there is, and the loss is 0.
+        frames. With `only` "encoder" these are all there is, and the loss
+        is 0; with "estimator" the encoder gets no gradient.
         """
         batch, _, time = mel.shape
         streaming = random.random() < 0.5
-        hidden = self.hidden(token, lengths, streaming)
-        mu = self.mean(hidden)
+        with torch.set_grad_enabled(only != "estimator"):
+            hidden = self.hidden(token, lengths, streaming)
+            mu = self.mean(hidden)
         known = (sounds >= 0).sum().clamp(min=1)
         sound = F.cross_entropy(reader(hidden).transpose(1, 2), sounds, ignore_index=-1, reduction="sum") / known
         speaker = self.speaker(embedding)
         mask = (torch.arange(time, device=mel.device)[None] < 2 * lengths[:, None])[:, None].to(mel.dtype)
         prior = (F.l1_loss(mu * mask, mel * mask, reduction="sum")) / (mask.sum() * MEL_BINS)
-        if encoder_only:
+        if only == "encoder":
             return prior.new_zeros(()), prior, sound
         share = torch.rand(batch, device=mel.device) * 0.3 * (torch.rand(batch, device=mel.device) < 0.5)
         given = torch.arange(time, device=mel.device)[None] < (share * 2 * lengths).long()[:, None]
