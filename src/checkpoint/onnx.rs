@@ -62,7 +62,25 @@ impl<'a> Graph<'a> {
         if !found {
             return Err(broken("no graph".into()));
         }
+        graph.see_through_casts();
         Ok(graph)
+    }
+
+    /// Files converted to half precision keep a weight as float16 behind a `Cast` to what the layer computes in: the layer is
+    /// made to read the weight itself.
+    fn see_through_casts(&mut self) {
+        let stored = |n: &Node<'a>| {
+            let (&weight, &value) = (n.inputs.first()?, n.outputs.first()?);
+            let dtype = self.initializers.get(weight)?.dtype;
+            let float = matches!(dtype, Dtype::F16 | Dtype::Bf16 | Dtype::F32 | Dtype::F64);
+            (n.op == "Cast" && float).then_some((value, weight))
+        };
+        let casts: BTreeMap<_, _> = self.nodes.iter().filter_map(stored).collect();
+        self.nodes
+            .retain(|n| !n.outputs.iter().any(|o| casts.contains_key(o)));
+        for input in self.nodes.iter_mut().flat_map(|n| &mut n.inputs) {
+            *input = casts.get(input).unwrap_or(input);
+        }
     }
 
     /// The node of operation `op` that makes the value `output`.
@@ -365,6 +383,19 @@ pub(super) mod tests {
         assert_eq!(graph.nodes[0].inputs, ["x", "w"]);
         assert_eq!(graph.initializers["w"].shape, [2, 3]);
         assert!(graph.producer("y").is_some());
+    }
+
+    #[test]
+    fn layers_read_weights_through_casts() {
+        let mut graph = node("Cast", "w_float32", &["w"], "w_float32");
+        graph.extend(node("Cast", "/a/Cast", &["x"], "z"));
+        graph.extend(node("MatMul", "/a/MatMul", &["z", "w_float32"], "y"));
+        graph.extend(initializer("w", &[2, 3]));
+        let model = message(7, &graph);
+        let graph = Graph::read(&model).unwrap();
+        let ops: Vec<_> = graph.nodes.iter().map(|n| n.op).collect();
+        assert_eq!(ops, ["Cast", "MatMul"]);
+        assert_eq!(graph.nodes[1].inputs, ["z", "w"]);
     }
 
     #[test]
