@@ -3,7 +3,7 @@
 
     export.py --data DATA --ckpt CKPT --out ../tiny
 
-Averaged weights in float16 (the two ONNX files in float32); the named voices are the mean embeddings of their
+Averaged weights in float16 (of the two ONNX files the large ones); the named voices are the mean embeddings of their
 speakers; README.md is the model card. Fails when the folder would be larger than 24 MiB.
 """
 import argparse

@@ -13,7 +13,7 @@ import random
 import torch
 import torch.nn.functional as F
 
-from tinyvoice.audio import mel_24k, pitch
+from tinyvoice.audio import mel_24k, normal, pitch
 from tinyvoice.config import DIMS, MEL_HOP
 from tinyvoice.corpus import Corpus
 from tinyvoice.models.discriminators import Discriminators, discriminator_loss, generator_losses
@@ -80,7 +80,7 @@ def main():
     for _ in run.steps():
         adversarial = run.progress() >= args.gan_from
         real = crops(corpus, args.frames, args.batch, device)
-        mel, f0 = mel_24k(real), pitch(real)
+        mel, f0 = normal(mel_24k(real)), pitch(real)
         predicted = model.f0_predictor(mel)
         fake = model.decode(mel, model.source(predicted.detach() if adversarial else f0, noise(*shape)))
         stft_loss, mel_loss = spectral_loss(fake, real)

@@ -10,6 +10,7 @@ PROMPT_RATE = 16_000      # Hz, input of the speech tokenizer and of the speaker
 MEL_HOP = 480             # samples: 50 mel frames a second
 TOKEN_RATE = 25           # speech tokens a second
 MEL_BINS = 80
+MEL_MEAN, MEL_STD = -6.0, 2.1     # of speech; between flow and vocoder a mel is (mel - MEL_MEAN) / MEL_STD
 SPK_DIM = 192             # speaker embedding
 
 
@@ -59,11 +60,11 @@ class FlowDims:
     heads: int = 4
     linear: int = 256
     blocks: int = 2           # at 25 Hz; the architecture always has 4 more at 50 Hz
-    channels: int = 96
-    est_heads: int = 3
+    channels: int = 128
+    est_heads: int = 4
     est_head_dim: int = 32
     est_blocks: int = 1       # transformer blocks after each residual block
-    est_mid: int = 4
+    est_mid: int = 2
     chunk: int = 25           # tokens a streaming chunk
 
 

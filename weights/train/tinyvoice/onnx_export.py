@@ -6,6 +6,7 @@ tree spells differently are then renamed (see the tables of the engine's loader)
 import re
 import warnings
 
+import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -55,8 +56,26 @@ def export_tokenizer(model, path):
         node.name = node.name.replace("/quantizer/project_in", "/project_down")
         node.name = re.sub(r"^/encoder/(conv\d|blocks\.\d+)/", r"/\1/", node.name)
     _rename(graph, table)
+    _halve(graph)
     onnx.checker.check_model(proto)
     onnx.save(proto, path)
+
+
+def _halve(graph):
+    """Stores the large initializers as float16, each behind a `Cast`: half the file, the arithmetic stays float32."""
+    kept = []
+    for tensor in graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.size >= 1024:
+            whole = tensor.name + "_float32"
+            for node in graph.node:
+                for i, name in enumerate(node.input):
+                    node.input[i] = whole if name == tensor.name else name
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), tensor.name))
+            kept.append(onnx.helper.make_node("Cast", [tensor.name], [whole], whole, to=onnx.TensorProto.FLOAT))
+    nodes = [*kept, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 class _SpeakerGraph(nn.Module):
@@ -79,5 +98,6 @@ def export_speaker(model, path):
         for attribute in node.attribute:
             if attribute.name == "count_include_pad":
                 attribute.i = 0
+    _halve(proto.graph)
     onnx.checker.check_model(proto)
     onnx.save(proto, path)

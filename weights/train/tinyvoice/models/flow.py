@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..audio import normal
 from ..config import MEL_BINS, SPK_DIM
 from .flow_encoder import LOOKAHEAD, UpsampleEncoder
 from .flow_estimator import Estimator
@@ -38,7 +39,7 @@ class Flow(nn.Module):
         return self.spk_embed_affine_layer(F.normalize(embedding, dim=1))
 
     def encode(self, token, lengths, streaming=False, finalize=True):
-        """token [B, L] -> mu [B, 80, 2L]; with finalize False the last three tokens only serve as look-ahead."""
+        """token [B, L] -> mu [B, 80, 2L], a normalised mel; with finalize False the last three tokens only serve as look-ahead."""
         return self.mean(self.hidden(token, lengths, streaming, finalize))
 
     def mean(self, hidden):
@@ -63,6 +64,7 @@ class Flow(nn.Module):
         is 0; with "estimator" the encoder gets no gradient.
         """
         batch, _, time = mel.shape
+        prompt, mel = mel, normal(mel)
         streaming = random.random() < 0.5
         with torch.set_grad_enabled(only != "estimator"):
             hidden = self.hidden(token, lengths, streaming)
@@ -76,7 +78,7 @@ class Flow(nn.Module):
             return prior.new_zeros(()), prior, sound
         share = torch.rand(batch, device=mel.device) * 0.3 * (torch.rand(batch, device=mel.device) < 0.5)
         given = torch.arange(time, device=mel.device)[None] < (share * 2 * lengths).long()[:, None]
-        condition = mel * given[:, None]
+        condition = prompt * given[:, None]
         t = torch.rand(batch, 1, 1, device=mel.device)
         noise = torch.randn_like(mel)
         x = (1 - (1 - SIGMA_MIN) * t) * noise + t * mel
@@ -89,8 +91,8 @@ class Flow(nn.Module):
     @torch.inference_mode()
     def synthesize(self, token, embedding, prompt_token=None, prompt_mel=None, streaming=False, finalize=True,
                    noise=None):
-        """token [1, L], embedding [1, 192], prompt_token [1, P], prompt_mel [1, 2P, 80] -> mel [1, 80, 2L]
-        (less look-ahead when not finalised)."""
+        """token [1, L], embedding [1, 192], prompt_token [1, P], prompt_mel [1, 2P, 80] -> normalised
+        mel [1, 80, 2L] (less look-ahead when not finalised)."""
         if prompt_token is not None:
             token = torch.cat([prompt_token, token], dim=1)
         lengths = torch.tensor([token.shape[1]], device=token.device)

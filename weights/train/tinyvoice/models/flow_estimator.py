@@ -136,6 +136,38 @@ class Estimator(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        self.pass_through(width)
+
+    @torch.no_grad()
+    def pass_through(self, width):
+        """Lets the trunk carry the noisy mel, the coarse shape of mu (its first cosine coefficients) and a few constants,
+        which keep a layer norm from removing their level, up to the readout; the branches begin small.
+
+        The velocity is mel - noise: all 80 white dimensions of the noise have to pass. From random weights a narrow network
+        finds only mu (its loss stays flat in t), and the noise stays in the speech."""
+        constants, down, up = 8, self.down_blocks[0], self.up_blocks[0]
+        coarse = width - MEL_BINS - constants
+        if coarse < 0:
+            return
+        bin_, order = torch.arange(MEL_BINS) + 0.5, torch.arange(coarse)[:, None]
+        first = down[0].res_conv
+        nn.init.zeros_(first.weight)
+        first.weight[:MEL_BINS, :MEL_BINS, 0] = torch.eye(MEL_BINS)
+        first.weight[MEL_BINS:-constants, MEL_BINS:2 * MEL_BINS, 0] = \
+            0.5 * math.sqrt(2 / MEL_BINS) * torch.cos(math.pi / MEL_BINS * bin_ * order)
+        first.bias[-constants:] = torch.tensor([4.0, -4.0]).repeat(constants // 2)
+        down[0].block1.block[0].weight[:, 3 * MEL_BINS:] *= 0.3      # a prompt's mel is not normalised
+        through = [mid[0].res_conv for mid in self.mid_blocks]
+        for conv in (*through, down[2], up[0].res_conv, up[2], self.final_block.block[0]):
+            conv.weight *= 0.05
+            conv.weight[:, :width, -1] += torch.eye(width)
+        self.final_block.block[2].bias.fill_(2.5)                     # where Mish is nearly linear
+        self.final_proj.weight *= 0.3
+        for level in (down, *self.mid_blocks, up):
+            level[0].block2.block[2].weight.fill_(0.3)
+            for block in level[1]:
+                block.attn1.to_out[0].weight *= 0.2
+                block.ff.net[2].weight *= 0.2
 
     @staticmethod
     def level(parts, x, mask, time, bias):
