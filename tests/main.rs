@@ -12,3 +12,4 @@ mod hygiene;
 mod ops;
 mod parity;
 mod support;
+mod voice;
