@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use cosyvoice::engine::{Event, Mode, Synthesizer, SynthesizerOptions, Utterance, VoiceChoice};
+use cosyvoice::engine::{
+    Device, Event, Mode, Synthesizer, SynthesizerOptions, Utterance, VoiceChoice,
+};
 use cosyvoice::model::voice::Voice;
 
 /// Sentences that the voice was not trained on, 485 words.
@@ -23,6 +25,8 @@ fn voice() -> &'static Synthesizer {
         let data = tempfile::tempdir().expect("a temporary folder");
         let options = SynthesizerOptions {
             voices_dir: data.path().to_owned(),
+            // Where the tests of the kernels have loaded the emulated driver, `auto` would take it for a GPU.
+            device: Device::Cpu,
             ..SynthesizerOptions::default()
         };
         let open = Synthesizer::open(&folder(), &options).unwrap_or_else(|e| panic!("{e}"));
