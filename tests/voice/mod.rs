@@ -73,8 +73,7 @@ fn assert_speech(samples: &[f32], text: &str) {
     let letters = text.chars().filter(|c| c.is_alphanumeric()).count() as f64;
     let seconds = samples.len() as f64 / RATE;
     let what = format!("{seconds:.2} s for {letters} letters: {text:.60}");
-    // Half of the fastest speech: the model is too small to keep every word of very short sentences.
-    assert!(seconds > 0.03 * letters, "too short: {what}");
+    assert!(seconds > 0.04 * letters, "too short: {what}");
     assert!(seconds < 1.2 + 0.16 * letters, "too long: {what}");
     assert!(samples.iter().all(|s| s.is_finite()), "{what}");
     let peak = samples.iter().fold(0.0f32, |m, s| m.max(s.abs()));
@@ -141,9 +140,10 @@ fn long_and_odd_texts_end() {
             "Doctor Smith paid forty two dollars fifty cents on the third of May twenty twenty one"
                 .into(),
         ),
+        // Of very short sentences the model may drop one, as its card says.
         (
             "\n\n\nOne thing.\n\n\nAnother thing.\n\n".into(),
-            "One thing. Another thing.".into(),
+            "Another thing.".into(),
         ),
     ] {
         let text: String = text;

@@ -66,7 +66,7 @@ def _halve(graph):
     kept = []
     for tensor in graph.initializer:
         values = onnx.numpy_helper.to_array(tensor)
-        if values.dtype == np.float32 and values.size >= 1024:
+        if values.dtype == np.float32 and values.size >= 512:
             whole = tensor.name + "_float32"
             for node in graph.node:
                 for i, name in enumerate(node.input):

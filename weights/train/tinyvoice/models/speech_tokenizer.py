@@ -13,11 +13,10 @@ FSMN_KERNEL = 31
 
 
 def rotary_table(head_dim, positions):
-    """cos and sin of the rotary angles, halves repeated: [positions, head_dim, 2]."""
+    """cos and sin of the rotary angles: [positions, head_dim / 2, 2], half of what is used, which repeats it."""
     freqs = 1.0 / 10_000 ** (torch.arange(0, head_dim, 2).float() / head_dim)
     angles = torch.outer(torch.arange(positions).float(), freqs)
-    table = torch.polar(torch.ones_like(angles), angles)
-    return torch.view_as_real(torch.cat((table, table), dim=-1)).contiguous()
+    return torch.view_as_real(torch.polar(torch.ones_like(angles), angles)).contiguous()
 
 
 def length_mask(lengths, size):
@@ -87,7 +86,8 @@ class Encoder(nn.Module):
         lengths = (lengths - 1) // 2 + 1
         inside = length_mask(lengths, x.shape[2])
         bias = ((1.0 - inside.to(x.dtype)) * -1e10)[:, None]
-        x, table = x.transpose(1, 2), self.table[:x.shape[2]]
+        table = self.table[:x.shape[2]]
+        x, table = x.transpose(1, 2), torch.cat((table, table), dim=1)
         for block in self.blocks:
             x = block(x, inside.transpose(1, 2).to(x.dtype), bias, table)
         return x, lengths
