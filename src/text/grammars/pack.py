@@ -1,4 +1,5 @@
-"""Packs OpenFst files (vector, standard arcs, byte labels) for `fst.rs`: columns instead of records, then gzip.
+"""Packs OpenFst files (vector, standard arcs, byte labels) for `fst.rs`: columns instead of records, then gzip by Zopfli
+(`pip install zopfli`), which is 5 % smaller than level 9.
 
 usage: python3 pack.py IN.fst OUT.fst.gz
 
@@ -8,9 +9,10 @@ Layout after gunzip, integers LEB128 unless said otherwise:
   M weight indices (one byte each), M next states (zigzag difference to the arc's own state).
 """
 
-import gzip
 import struct
 import sys
+
+import zopfli.gzip
 
 
 def read(path):
@@ -67,7 +69,7 @@ def main(source, target):
     out += bytes(0 if f == float("inf") else 1 + index[f] for f, _ in states)
     out += bytes(a[0] for _, a in arcs) + bytes(a[1] for _, a in arcs) + bytes(index[a[2]] for _, a in arcs)
     out += b"".join(zigzag(a[3] - state) for state, a in arcs)
-    open(target, "wb").write(gzip.compress(out, 9, mtime=0))
+    open(target, "wb").write(zopfli.gzip.compress(out))
 
 
 if __name__ == "__main__":
