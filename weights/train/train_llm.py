@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Step 9: train the language model (text -> speech tokens).
 
-Half of the rows are two utterances of one speaker joined, which is what a prompt looks like; a tenth have an instruction
-before the text, which is to be obeyed in silence; a share `--mixed` of the rows long enough are laid out for text
+Half of the rows are two utterances of one speaker joined, which is what a prompt looks like, and a twelfth several short
+ones; a tenth have an instruction before the text, which is to be obeyed in silence; a share `--mixed` of the rows long enough are laid out for text
 streaming. Merges of the text are dropped at random so that rare words are seen spelt, and some sentences are in capitals.
 `--simple` leaves all that out and the long sentences too: short rows align text and speech soonest, so on a CPU a run
 begins with it, and with `--speakers heart`. Where the teacher told its durations, helper losses guide two attention heads
@@ -25,7 +25,8 @@ from tinyvoice.teachers import SILENCE
 from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
 
 BPE_DROPOUT = 0.1
-INSTRUCTED, JOINED = 0.1, 0.5     # shares of the rows
+INSTRUCTED, JOINED, SEVERAL = 0.1, 0.5, 0.08     # shares of the rows
+SHORT_TOKENS = 50     # speech tokens of an utterance that may be one of several: 2 s
 CAPITALS = 0.04
 INSTRUCTION_TOKENS = 25
 MAX_PHONEMES = 90
@@ -109,9 +110,11 @@ def main():
     read = Reader(args.data, tokens)
     corpus = Corpus(args.data / "audio", keep=lambda s: not args.speakers or s in args.speakers.split(","),
                     longest=args.simple, tokens=tokens)
-    by_speaker = {}
+    by_speaker, short = {}, {}
     for row in corpus.rows:
         by_speaker.setdefault(row["speaker"], []).append(row)
+        if len(tokens[row["key"]]) <= SHORT_TOKENS:
+            short.setdefault(row["speaker"], []).append(row)
     model = SpeechLm(DIMS.llm, DIMS.tokenizer.codebook, args.dropout).to(device)
     reader = torch.nn.Linear(DIMS.llm.hidden, FRAMES_PER_TOKEN * len(read.sounds)).to(device)
     speller = Speller(DIMS.llm.hidden, len(read.sounds)).to(device)
@@ -132,6 +135,10 @@ def main():
                 before = random.choice(by_speaker[row["speaker"]])
                 if len(item[1]) + len(tokens[before["key"]]) <= MAX_TOKENS:
                     item = joined(read(before, 0.0), item)
+            elif kind < INSTRUCTED + JOINED + SEVERAL and row["speaker"] in short:
+                item = read(random.choice(short[row["speaker"]]), 0.0)
+                for _ in range(random.randint(1, 3)):
+                    item = joined(item, read(random.choice(short[row["speaker"]]), 0.0))
             rows.append(item)
         texts, speeches, hints = zip(*rows)
         with autocast(device):

@@ -65,6 +65,7 @@ def main():
     parser = arguments(__doc__, steps=60_000, batch=32, lr=4e-4)
     parser.add_argument("--frames", type=int, default=50, help="mel frames a crop")
     parser.add_argument("--gan-from", type=float, default=0.3, help="share of the run before the adversarial losses")
+    parser.add_argument("--judged", type=int, help="crops a step that the discriminators see (all)")
     parser.add_argument("--slim-judges", action="store_true", help="few small discriminators, which a CPU can afford")
     args = parser.parse_args()
     device = setup(args)
@@ -77,6 +78,7 @@ def main():
     run = Run("vocoder", args, {"model": model, "judges": judges}, {"model": optimizer, "judges": judge_optimizer})
     shape = args.batch, args.frames * MEL_HOP, DIMS.hift.harmonics + 1
     noise = Noise(math.prod(shape), device)
+    model.interpolate()
     for _ in run.steps():
         adversarial = run.progress() >= args.gan_from
         real = crops(corpus, args.frames, args.batch, device)
@@ -88,16 +90,18 @@ def main():
         loss = stft_loss + 5 * mel_loss + 0.01 * f0_loss
         run.add(stft=stft_loss, mel=mel_loss, f0=f0_loss)
         if adversarial:
+            shown, forged = real[:args.judged], fake[:args.judged]
             with autocast(device):
-                judged = discriminator_loss(judges(real), judges(fake.detach()))
+                judged = discriminator_loss(judges(shown), judges(forged.detach()))
             clipped_step(judged, judge_optimizer, judges.parameters(), 10.0)
             judges.requires_grad_(False)
             with autocast(device):
-                cheat, match = generator_losses(judges(real), judges(fake))
+                cheat, match = generator_losses(judges(shown), judges(forged))
             judges.requires_grad_(True)
             loss = loss + 0.2 * cheat + 0.4 * match
             run.add(judged=judged, cheat=cheat, match=match)
         clipped_step(loss, optimizer, model.parameters(), 10.0)
+        model.interpolate()
 
 
 if __name__ == "__main__":

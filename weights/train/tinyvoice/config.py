@@ -73,7 +73,7 @@ class HiftDims:
     """HiFT vocoder: mel [80, T] -> wave [480 T]."""
     base: int = 64
     f0_channels: int = 96
-    harmonics: int = 8
+    harmonics: int = 23       # with f0 200 Hz: up to 4.8 kHz
     rates: tuple = (8, 5, 3)
     kernels: tuple = (16, 11, 7)
     n_fft: int = 16
