@@ -102,6 +102,7 @@ def main():
     parser.add_argument("--simple", type=float, help="single utterances up to so many seconds only")
     parser.add_argument("--spelling", type=int, default=16)
     parser.add_argument("--speakers", default="", help="of these only, comma between")
+    parser.add_argument("--helpers-first", type=int, default=0, metavar="STEPS", help="with --begin: train the helpers alone so long")
     args = parser.parse_args()
     device = setup(args)
     if args.tiny_steps:
@@ -124,7 +125,8 @@ def main():
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}],
                                   args.lr, betas=(0.9, 0.98))
     run = Run("llm", args, {"model": model, "reader": reader, "speller": speller}, {"model": optimizer})
-    for _ in run.steps():
+    for step in run.steps():
+        model.requires_grad_(step >= args.helpers_first)
         rows = []
         for row in corpus.similar(args.batch):
             item = read(row, BPE_DROPOUT if random.random() < 0.5 else 0.0)

@@ -2,7 +2,8 @@
 
 A trainer calls `Run(...)`, then loops `for step in run.steps():`. The run is done at `--steps` or after `--minutes` of
 training, whichever is first; it writes `CKPT/NAME.pt` every few minutes and at the end, and continues from that file
-when it is started again. Stopped by `--until` before it is done, it exits with code 75.
+when it is started again. Without one it begins anew, or with `--begin` from the weights of an exported folder. Stopped by
+`--until` before it is done, it exits with code 75.
 """
 import argparse
 import copy
@@ -18,6 +19,7 @@ import torch
 SAVE_SECONDS = 240
 LOG_STEPS = 50
 UNFINISHED = 75      # exit code of a run that --until stopped
+EXPORTED = {"vocoder": "hift.pt", "flow": "flow.pt", "llm": "llm.pt"}
 
 
 def arguments(description, steps, batch, lr):
@@ -33,6 +35,7 @@ def arguments(description, steps, batch, lr):
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--lr", type=float, default=lr)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--begin", type=pathlib.Path, metavar="MODEL", help="exported folder whose weights a new run begins from")
     parser.add_argument("--tiny-steps", action="store_true", help="smoke run: two steps on little data")
     return parser
 
@@ -60,6 +63,8 @@ class Run:
     def __init__(self, name, args, modules, optimizers, decay=0.999):
         self.name, self.args, self.modules, self.optimizers = name, args, modules, optimizers
         self.path = args.ckpt / f"{name}.pt"
+        if args.begin and not self.path.exists():
+            self._begin(next(iter(modules.values())))
         self.average = Average(next(iter(modules.values())), decay)
         self.step, self.seconds, self.sums = 0, 0.0, {}
         if args.tiny_steps:
@@ -67,6 +72,13 @@ class Run:
         args.ckpt.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             self._load()
+
+    def _begin(self, module):
+        if self.name not in EXPORTED:
+            raise SystemExit(f"--begin: an exported folder holds no weights that the {self.name} could begin from")
+        state = torch.load(self.args.begin / EXPORTED[self.name], map_location=self.args.device, weights_only=True)
+        state.pop("llm.model.lm_head.weight", None)      # tied to the text embedding
+        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
 
     def _load(self):
         state = torch.load(self.path, map_location=self.args.device, weights_only=True)
