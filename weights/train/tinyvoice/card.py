@@ -11,7 +11,7 @@ UNSCORED = "Not scored yet: run `evaluate.py` as below with `--json scores/NAME.
 COMMANDS = """
 ```bash
 cd weights/train
-python synthesize.py --binary ../../target/release/cosyvoice --model ../tiny --sentences eval_sentences.txt --count 20 \\
+python synthesize.py --binary ../../target/release/cosyvoice --model ../tiny --sentences eval_sentences.txt --count 40 \\
     --voice pretrained_voice_001 --out OUT
 python evaluate.py OUT/list.tsv --json WORK/data/scores/pretrained_voice_001.json
 ```"""
