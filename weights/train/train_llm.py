@@ -2,8 +2,9 @@
 """Step 9: train the language model (text -> speech tokens).
 
 Half of the rows are two utterances of one speaker joined, which is what a prompt looks like, and a twelfth several short
-ones; a tenth have an instruction before the text, which is to be obeyed in silence; a share `--mixed` of the rows long enough are laid out for text
-streaming. Merges of the text are dropped at random so that rare words are seen spelt, and some sentences are in capitals.
+ones; a tenth have an instruction before the text, which is to be obeyed in silence; a share `--mixed` of the rows long
+enough are laid out for text streaming. Merges of the text are dropped at random so that rare words are seen spelt, and some
+sentences are in capitals.
 `--simple` leaves all that out and the long sentences too: short rows align text and speech soonest, so on a CPU a run
 begins with it, and with `--speakers heart`. Where the teacher told its durations, helper losses guide two attention heads
 to the text token that is spoken and ask the hidden state for its phonemes. `--spelling` rows a step are sentences whose
@@ -102,7 +103,8 @@ def main():
     parser.add_argument("--simple", type=float, help="single utterances up to so many seconds only")
     parser.add_argument("--spelling", type=int, default=16)
     parser.add_argument("--speakers", default="", help="of these only, comma between")
-    parser.add_argument("--helpers-first", type=int, default=0, metavar="STEPS", help="with --begin: train the helpers alone so long")
+    parser.add_argument("--helpers-first", type=int, default=0, metavar="STEPS",
+                        help="with --begin: train the helpers alone so long")
     args = parser.parse_args()
     device = setup(args)
     if args.tiny_steps:

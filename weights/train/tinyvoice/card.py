@@ -14,6 +14,10 @@ cd weights/train
 python synthesize.py --binary ../../target/release/cosyvoice --model ../tiny --sentences eval_sentences.txt --count 40 \\
     --voice pretrained_voice_001 --out OUT
 python evaluate.py OUT/list.tsv --json WORK/data/scores/pretrained_voice_001.json
+# the clone: 20 sentences
+python synthesize.py --binary ../../target/release/cosyvoice --model ../tiny --sentences eval_sentences.txt --count 20 \\
+    --prompt ../tiny/prompt.wav --prompt-text "$(cat ../tiny/prompt.txt)" --out CLONES
+python evaluate.py CLONES/list.tsv --ref ../tiny/prompt.wav --json WORK/data/scores/clone.json
 ```"""
 
 

@@ -52,7 +52,7 @@ class SpectralDiscriminator(nn.Module):
 
 
 class Discriminators(nn.Module):
-    """`slim`: the spectral ones alone, at half their width and twice their hop, a twentieth of the arithmetic."""
+    """`slim`: the spectral ones alone, at half their width and two to four times their hop, a tenth of the arithmetic."""
 
     def __init__(self, slim=False, widths=(16, 64, 128, 256), spectral_width=16):
         super().__init__()
