@@ -3,7 +3,8 @@
 
     make_audio.py --text DATA/text.tsv --out DATA/audio --speakers heart=6,joe=1,slt=0.3,heart@1.1=0.3 [--workers 2]
 
-NAME=HOURS for each speaker (names: see tinyvoice/teachers.py). Sentences are drawn by a generator seeded with the
+NAME=HOURS for each speaker (names: see tinyvoice/teachers.py). NAME~RATIO is made of what NAME has said, played RATIO times as
+fast, so that pitch, formants and pace all move: a pseudo-speaker for next to nothing. Sentences are drawn by a generator seeded with the
 speaker's name, so a repeated run reads the same ones; a tenth as many held-out sentences are read too. Shards
 that exist are kept.
 """
@@ -15,9 +16,10 @@ import random
 import time
 import zlib
 
+from tinyvoice.audio import resample_batch
 from tinyvoice.config import SAMPLE_RATE
-from tinyvoice.corpus import ShardWriter
-from tinyvoice.teachers import Speaker
+from tinyvoice.corpus import Corpus, ShardWriter
+from tinyvoice.teachers import FRAME, Speaker
 
 SHARD_HOURS = 0.5
 TEST_SHARE = 0.03     # of the audio, from held-out sentences
@@ -34,6 +36,8 @@ def read_sentences(path):
 
 def make_shard(job):
     text_path, folder, speaker, index, hours = job
+    if "~" in speaker:
+        return replay_shard(*job)
     name = f"{speaker.replace('@', '_').replace('+', '-')}.{index:03d}"
     if (folder / f"{name}.jsonl").exists():
         return name, 0.0
@@ -47,9 +51,32 @@ def make_shard(job):
         audio, frames = teacher.say(text, rng.randrange(2 ** 31))
         if audio is not None and len(audio) <= MAX_SECONDS * SAMPLE_RATE:
             writer.add(speaker, split, text, audio, frames)
+    finish(folder, name, writer)
+    return name, writer.samples / SAMPLE_RATE
+
+
+def finish(folder, name, writer):
+    """Gives the shard its name, the index last: its presence marks the shard complete."""
     writer.close()
-    for suffix in (".i16", ".jsonl"):      # the index last: its presence marks the shard complete
+    for suffix in (".i16", ".jsonl"):
         (folder / f".{name}{suffix}").rename(folder / f"{name}{suffix}")
+
+
+def replay_shard(_, folder, speaker, index, hours):
+    """A shard of `BASE~RATIO` from the shards of BASE."""
+    name = f"{speaker}.{index:03d}"
+    if (folder / f"{name}.jsonl").exists():
+        return name, 0.0
+    base, _, ratio = speaker.partition("~")
+    corpus = Corpus(folder, None, lambda s: s == base)
+    rows = sorted(corpus.rows, key=lambda row: zlib.crc32(f"{name} {row['key']}".encode()))
+    writer = ShardWriter(folder, f".{name}")
+    for row in rows:
+        if writer.samples >= hours * 3600 * SAMPLE_RATE:
+            break
+        audio = resample_batch(corpus.audio(row)[None], round(SAMPLE_RATE * float(ratio)), SAMPLE_RATE)[0]
+        writer.add(speaker, row["split"], row["text"], audio[:len(audio) // FRAME * FRAME].numpy())
+    finish(folder, name, writer)
     return name, writer.samples / SAMPLE_RATE
 
 
@@ -67,10 +94,12 @@ def main():
         shards = max(1, round(hours / SHARD_HOURS))
         jobs += [(args.text, args.out, speaker, i, hours / shards) for i in range(shards)]
     started, seconds = time.time(), 0.0
+    spoken, replayed = [job for job in jobs if "~" not in job[2]], [job for job in jobs if "~" in job[2]]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        for name, made in pool.imap_unordered(make_shard, jobs):
-            seconds += made
-            print(f"{name}: {made / 60:.1f} min, {seconds / 3600:.2f} h in all, {time.time() - started:.0f} s", flush=True)
+        for group in (spoken, replayed):
+            for name, made in pool.imap_unordered(make_shard, group):
+                seconds += made
+                print(f"{name}: {made / 60:.1f} min, {seconds / 3600:.2f} h in all, {time.time() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

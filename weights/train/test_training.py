@@ -1,12 +1,19 @@
 """What the trainers promise beside their losses."""
 import argparse
+import collections
 import pathlib
+import random
 import tempfile
 import unittest
 
+import numpy as np
 import torch
 
+from make_audio import replay_shard
+from make_tokens import ratios
+from tinyvoice.audio import log_mel_16k, warp
 from tinyvoice.config import HiftDims
+from tinyvoice.corpus import Corpus, ShardWriter, trained_on
 from tinyvoice.models.discriminators import Discriminators
 from tinyvoice.models.hift import HiftGenerator
 from tinyvoice.training import Run
@@ -57,6 +64,69 @@ class Judges(unittest.TestCase):
         full, slim = Discriminators(), Discriminators(slim=True)
         self.assertLess(len(slim(wave)), len(full(wave)))
         self.assertTrue(all(len(score) == 2 for score, _ in slim(wave)))
+
+
+class Shares(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        for name, count in (("a", 40), ("b", 4), ("c", 4)):
+            writer = ShardWriter(self.folder.name, name)
+            for i in range(count):
+                writer.add(name, "train", "words", np.full(960 * (10 + i), 0.5, np.float32))
+            writer.close()
+        self.corpus = Corpus(self.folder.name)
+
+    def tearDown(self):
+        self.folder.cleanup()
+
+    def test_speakers_are_drawn_by_their_shares(self):
+        random.seed(0)
+        drawn = collections.Counter(row["speaker"] for _ in range(500) for row in self.corpus.shared(8, {"b": 0.5}))
+        self.assertAlmostEqual(drawn["b"] / 4000, 0.5, delta=0.03)
+        self.assertAlmostEqual(drawn["a"] / 4000, 0.25, delta=0.03)
+        self.assertAlmostEqual(drawn["c"] / 4000, 0.25, delta=0.03)
+
+    def test_a_batch_is_of_about_one_length(self):
+        random.seed(0)
+        for _ in range(50):
+            lengths = [row["length"] for row in self.corpus.shared(8, {"a": 1.0})]
+            self.assertLessEqual(max(lengths) - min(lengths), 8 * 960)
+
+    def test_what_cloning_is_tested_on_is_left_out(self):
+        self.assertEqual([s for s in ("heart", "kumo~0.9", "nezumi", "nezumi@0.9", "nezumi~1.1", "alpha+kumo", "alpha+nezumi") if trained_on(s)],
+                         ["heart", "kumo~0.9"])
+
+    def test_replayed_speech_is_faster(self):
+        name, seconds = replay_shard(None, pathlib.Path(self.folder.name), "c~1.25", 0, 1.0)
+        self.assertEqual(name, "c~1.25.000")
+        rows = Corpus(self.folder.name, keep=lambda s: s == "c~1.25").rows
+        self.assertEqual(sorted(row["length"] // 960 for row in rows), [8, 8, 9, 10])
+        self.assertEqual(seconds, sum(row["length"] for row in rows) / 24_000)
+
+
+class Warp(unittest.TestCase):
+    """Moving the frequencies of features is moving those of the sound."""
+
+    def setUp(self):
+        torch.manual_seed(0)
+        self.feats = log_mel_16k(self.tones(1.0))
+
+    def tones(self, ratio):
+        time = torch.arange(16_000) / 16_000
+        return sum(0.1 * torch.sin(2 * np.pi * hz * ratio * time) for hz in (310.0, 740.0, 1510.0, 3020.0))[None]
+
+    def test_moved_features_are_those_of_moved_tones(self):
+        for ratio in (0.8, 1.25):
+            wanted, moved = log_mel_16k(self.tones(ratio)), warp(self.feats, ratio)
+            off = lambda feats: float((feats - wanted).abs().mean())
+            self.assertLess(off(moved), 0.35 * off(self.feats))
+
+    def test_by_one_nothing_moves(self):
+        torch.testing.assert_close(warp(self.feats, 1.0), self.feats, rtol=0, atol=1e-5)
+
+    def test_a_pseudo_speaker_is_moved_back(self):
+        self.assertEqual(ratios({"key": "a", "speaker": "heart@0.8"})[0], 1.25)
+        self.assertTrue(all(0.75 <= r <= 1.4 for r in ratios({"key": "a", "speaker": "joe"})))
 
 
 class Begin(unittest.TestCase):

@@ -2,9 +2,9 @@
 """Step 8: train the flow (tokens, speaker embedding and a part of the mel -> mel).
 
 Two helper losses make the encoder say what is spoken: its mean must be near the mel, and where the teacher told the phoneme
-of every frame its hidden frames must name it. `--only encoder` trains with these alone: half the arithmetic, and a flow that
-has to refine an intelligible mean learns faster than one that waits for it, so on a CPU a run begins with it and goes on with
-`--only estimator`, which keeps the encoder as it is.
+of every frame a small reader must be able to tell it from that mean. `--only encoder` trains with these alone: half the
+arithmetic, and a flow that has to refine an intelligible mean learns faster than one that waits for it, so on a CPU a run begins
+with it and goes on with `--only estimator`, which keeps the encoder as it is.
 
     train_flow.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M] [--only encoder|estimator]
 """
@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 
 from tinyvoice.audio import mel_24k
-from tinyvoice.config import DIMS
-from tinyvoice.corpus import Corpus
+from tinyvoice.config import DIMS, MEL_BINS, SPK_DIM
+from tinyvoice.corpus import Corpus, trained_on
 from tinyvoice.models.flow import Flow
 from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
 
-HELD_OUT = ("alpha+kumo", "nezumi@0.9")
-PRIOR_WEIGHT, SOUND_WEIGHT = 0.5, 0.2
+PRIOR_WEIGHT, SOUND_WEIGHT, READER_WIDTH = 1.0, 0.4, 256
 
 
 class Embeddings:
@@ -47,35 +46,43 @@ def main():
     parser = arguments(__doc__, steps=60_000, batch=48, lr=1e-3)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--only", choices=["encoder", "estimator"])
+    parser.add_argument("--helpers-first", type=int, default=0, metavar="STEPS",
+                        help="with --begin: train the reader alone so long")
+    parser.add_argument("--shares", default="", help="SPEAKER=SHARE of the utterances, comma between; the others share the rest")
     args = parser.parse_args()
     device = setup(args)
     if args.tiny_steps:
         args.batch = 2
+    shares = {name: float(share) for name, share in (item.split("=") for item in args.shares.split(",") if item)}
     stored = torch.load(args.data / "tokens.pt", weights_only=True)
-    tokens = stored["tokens"]
-    corpus = Corpus(args.data / "audio", keep=lambda s: s not in HELD_OUT, tokens=tokens)
+    tokens, warped = stored["tokens"], stored.get("warped", {})
+    corpus = Corpus(args.data / "audio", keep=trained_on, tokens=tokens)
     speakers = Embeddings(corpus.rows, stored["embeddings"])
     names = {c: i for i, c in enumerate(sorted({c for row in corpus.rows for c in row.get("frames", "")}))}
     model = Flow(DIMS.flow, DIMS.tokenizer.codebook, args.dropout).to(device)
-    reader = torch.nn.Linear(DIMS.flow.dim, max(1, len(names))).to(device)
+    reader = torch.nn.Sequential(torch.nn.Conv1d(MEL_BINS, READER_WIDTH, 5, padding=2), torch.nn.GELU(),
+                                 torch.nn.Conv1d(READER_WIDTH, max(1, len(names)), 1)).to(device)
     parameters = [*model.parameters(), *reader.parameters()]
     optimizer = torch.optim.AdamW(parameters, args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     run = Run("flow", args, {"model": model, "reader": reader}, {"model": optimizer})
-    for _ in run.steps():
-        rows = corpus.similar(args.batch)
+    for step in run.steps():
+        model.requires_grad_(step >= args.helpers_first)
+        rows = corpus.shared(args.batch, shares) if shares else corpus.similar(args.batch)
         audio, _ = corpus.padded(rows, device)
         mel = mel_24k(audio)
-        ids = [tokens[row["key"]].long() for row in rows]
+        ids = [random.choice(warped.get(row["key"], []) + [tokens[row["key"]]]).long() for row in rows]
         lengths = torch.tensor([len(i) for i in ids], device=device)
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
         mel = F.pad(mel, (0, 2 * padded.shape[1] - mel.shape[2]), value=-11.5)
-        embedding = torch.stack([speakers.draw(row) for row in rows]).to(device)
+        embedding = torch.ones(len(rows), SPK_DIM)       # the encoder does without
+        if args.only != "encoder":
+            embedding = torch.stack([speakers.draw(row) for row in rows])
         sounds = torch.full(mel.shape[::2], -1)
         for i, row in enumerate(rows):
             known = [names[c] for c in row.get("frames", "")]
             sounds[i, :len(known)] = torch.tensor(known, dtype=torch.long)
         with autocast(device):
-            loss, prior, sound = model.loss(padded, lengths, mel, embedding, sounds.to(device), reader, args.only)
+            loss, prior, sound = model.loss(padded, lengths, mel, embedding.to(device), sounds.to(device), reader, args.only)
         run.add(loss=loss, prior=prior, sound=sound)
         helpers = 0.0 if args.only == "estimator" else PRIOR_WEIGHT * prior + SOUND_WEIGHT * sound
         clipped_step(loss + helpers, optimizer, parameters)

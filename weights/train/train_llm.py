@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Step 9: train the language model (text -> speech tokens).
 
-Half of the rows are two utterances of one speaker joined, which is what a prompt looks like, and a twelfth several short
+Half of the rows are two utterances joined, which is what a prompt looks like, a third of these of two speakers, so that the
+tokens of a strange prompt do no harm; and a twelfth several short
 ones; a tenth have an instruction before the text, which is to be obeyed in silence; a share `--mixed` of the rows long
 enough are laid out for text streaming. Merges of the text are dropped at random so that rare words are seen spelt, and some
 sentences are in capitals.
@@ -19,7 +20,7 @@ import torch
 from tinyvoice.alignment import FRAMES_PER_TOKEN, spoken_text, text_of_phonemes, unstressed
 from tinyvoice.bpe import Bpe
 from tinyvoice.config import DIMS
-from tinyvoice.corpus import Corpus
+from tinyvoice.corpus import Corpus, trained_on
 from tinyvoice.models.llm import SpeechLm
 from tinyvoice.models.speller import Speller
 from tinyvoice.teachers import SILENCE
@@ -27,6 +28,7 @@ from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
 
 BPE_DROPOUT = 0.1
 INSTRUCTED, JOINED, SEVERAL = 0.1, 0.5, 0.08     # shares of the rows
+STRANGER = 0.33       # share of the joined rows
 SHORT_TOKENS = 50     # speech tokens of an utterance that may be one of several: 2 s
 CAPITALS = 0.04
 INSTRUCTION_TOKENS = 25
@@ -111,13 +113,14 @@ def main():
         args.batch = args.spelling = 2
     tokens = torch.load(args.data / "tokens.pt", weights_only=True)["tokens"]
     read = Reader(args.data, tokens)
-    corpus = Corpus(args.data / "audio", keep=lambda s: not args.speakers or s in args.speakers.split(","),
+    corpus = Corpus(args.data / "audio", keep=lambda s: trained_on(s) and (not args.speakers or s in args.speakers.split(",")),
                     longest=args.simple, tokens=tokens)
     by_speaker, short = {}, {}
     for row in corpus.rows:
         by_speaker.setdefault(row["speaker"], []).append(row)
         if len(tokens[row["key"]]) <= SHORT_TOKENS:
             short.setdefault(row["speaker"], []).append(row)
+    speakers = sorted(by_speaker)
     model = SpeechLm(DIMS.llm, DIMS.tokenizer.codebook, args.dropout).to(device)
     reader = torch.nn.Linear(DIMS.llm.hidden, FRAMES_PER_TOKEN * len(read.sounds)).to(device)
     speller = Speller(DIMS.llm.hidden, len(read.sounds)).to(device)
@@ -136,7 +139,8 @@ def main():
             if kind < INSTRUCTED:
                 item = instructed(read.bpe.encode(random.choice(corpus.rows)["text"]), read.bpe.end_of_prompt, item)
             elif kind < INSTRUCTED + JOINED:
-                before = random.choice(by_speaker[row["speaker"]])
+                speaker = random.choice(speakers) if random.random() < STRANGER else row["speaker"]
+                before = random.choice(by_speaker[speaker])
                 if len(item[1]) + len(tokens[before["key"]]) <= MAX_TOKENS:
                     item = joined(read(before, 0.0), item)
             elif kind < INSTRUCTED + JOINED + SEVERAL and row["speaker"] in short:

@@ -33,6 +33,20 @@ def slaney_filters(rate, n_fft, bins, fmin, fmax):
     return torch.from_numpy(bank.astype(np.float32))
 
 
+def warp(feats, ratio):
+    """Log-mel features of 0 to 8 kHz as if all frequencies were `ratio` times as high: another speaker saying the same at the
+    same time (vocal tract length perturbation). [B, bins, T] -> [B, bins, T]."""
+    count = feats.shape[1]
+    to_mel = lambda hz: np.where(hz < 1000, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1e-9) / 1000) / np.log(6.4))
+    to_hz = lambda mel: np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(np.log(6.4) / 27 * (mel - 15)))
+    step = to_mel(np.float64(8000)) / (count + 1)
+    place = to_mel(to_hz(step * np.arange(1, count + 1)) / ratio) / step - 1
+    place = torch.from_numpy(np.clip(place, 0, count - 1))
+    low = place.long().clamp(max=count - 2)
+    share = (place - low).to(feats)[:, None]
+    return feats[:, low] * (1 - share) + feats[:, low + 1] * share
+
+
 def kaldi_filters(rate, n_fft, bins, fmin=20.0):
     """Mel filter bank of Kaldi (HTK scale, triangles in mel). -> [bins, n_fft // 2 + 1]."""
     to_mel = lambda hz: 1127.0 * math.log(1 + hz / 700)

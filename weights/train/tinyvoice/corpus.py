@@ -1,15 +1,26 @@
 """Speech corpus on disk: per shard `NAME.i16` (24 kHz PCM16, utterances end to end) and `NAME.jsonl`, one line an
 utterance: {speaker, split, text, start, length} with start and length in samples, length a multiple of 960, and where the
 teacher tells them `frames`: the phonemes of its mel frames, a character each."""
+import bisect
 import json
 import math
 import pathlib
 import random
+import re
 
 import numpy as np
 import torch
 
 from .config import SAMPLE_RATE
+
+
+HELD_OUT = ("nezumi", "alpha+kumo")      # cloning is tested on these and on what is made of them
+
+
+def trained_on(speaker):
+    """Whether the speaker encoder and the flow may learn from this speaker."""
+    base = re.split("[@~]", speaker)[0]
+    return base not in HELD_OUT and not any(part in HELD_OUT for part in base.split("+"))
 
 
 class ShardWriter:
@@ -47,7 +58,7 @@ class Corpus:
         self.maps, self.rows = [], []
         for index in sorted(pathlib.Path(folder).glob("[!.]*.jsonl")):
             pcm = np.memmap(index.with_suffix(".i16"), "<i2", "r")
-            for line in index.open(encoding="utf-8"):
+            for line in filter(None, index.read_text(encoding="utf-8").split("\n")):
                 row = json.loads(line)
                 row["shard"], row["key"] = len(self.maps), f"{index.stem}:{row['start']}"
                 fits = row["start"] + row["length"] <= len(pcm) and row["length"] <= (longest or math.inf) * SAMPLE_RATE
@@ -56,6 +67,7 @@ class Corpus:
                     self.rows.append(row)
             self.maps.append(pcm)
         self.by_length = sorted(self.rows, key=lambda row: row["length"])
+        self.by_speaker = {}
         if not self.rows:
             raise SystemExit(f"no {split or ''} speech in {folder}: run make_audio.py first")
 
@@ -70,6 +82,24 @@ class Corpus:
         start = random.randrange(len(self.rows))
         near = self.by_length[max(0, start - size):start + size]
         return random.sample(near, min(size, len(near)))
+
+    def shared(self, size, shares):
+        """`size` random utterances of about the same length, from speakers drawn by `shares` (name to share of the
+        utterances); what the shares leave of 1 is for the other speakers, evenly."""
+        if not self.by_speaker:
+            for row in self.by_length:
+                self.by_speaker.setdefault(row["speaker"], []).append(row)
+        others = [name for name in self.by_speaker if name not in shares]
+        rest = max(0.0, 1.0 - sum(shares.values())) / max(1, len(others))
+        names = [name for name in shares if name in self.by_speaker] + others
+        length = random.choice(self.rows)["length"]
+        chosen = []
+        for name in random.choices(names, [shares.get(name, rest) for name in names], k=size):
+            rows = self.by_speaker[name]
+            near = 2 + len(rows) // 40
+            place = bisect.bisect(rows, length, key=lambda row: row["length"]) + random.randint(-near, near)
+            chosen.append(rows[min(max(place, 0), len(rows) - 1)])
+        return chosen
 
     def padded(self, rows, device):
         """Audio of the rows with silence up to the longest: (float32 [B, N], lengths in samples int64 [B])."""

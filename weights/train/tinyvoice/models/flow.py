@@ -59,18 +59,17 @@ class Flow(nn.Module):
 
         As upstream trains: full attention or chunks with equal chance, a prompt of up to 30 % of the mel given to
         half of the batch, conditions dropped for a fifth. Also returns the helper losses: the L1 of `mu` to the mel,
-        and the cross entropy of the phonemes `sounds` [B, 2L] (-1 where unknown) that `reader` reads from the hidden
-        frames. With `only` "encoder" these are all there is, and the loss
+        and the cross entropy of the phonemes `sounds` [B, 2L] (-1 where unknown) that `reader` reads from `mu`, which is
+        all that the estimator is told. With `only` "encoder" these are all there is, and the loss
         is 0; with "estimator" the encoder gets no gradient.
         """
         batch, _, time = mel.shape
         prompt, mel = mel, normal(mel)
         streaming = random.random() < 0.5
         with torch.set_grad_enabled(only != "estimator"):
-            hidden = self.hidden(token, lengths, streaming)
-            mu = self.mean(hidden)
+            mu = self.encode(token, lengths, streaming)
         known = (sounds >= 0).sum().clamp(min=1)
-        sound = F.cross_entropy(reader(hidden).transpose(1, 2), sounds, ignore_index=-1, reduction="sum") / known
+        sound = F.cross_entropy(reader(mu), sounds, ignore_index=-1, reduction="sum") / known
         speaker = self.speaker(embedding)
         mask = (torch.arange(time, device=mel.device)[None] < 2 * lengths[:, None])[:, None].to(mel.dtype)
         prior = (F.l1_loss(mu * mask, mel * mask, reduction="sum")) / (mask.sum() * MEL_BINS)
