@@ -2,9 +2,8 @@
 """Step 9: train the language model (text -> speech tokens).
 
 Half of the rows are two utterances joined, which is what a prompt looks like, a third of these of two speakers, so that the
-tokens of a strange prompt do no harm; and a twelfth several short
-ones; a tenth have an instruction before the text, which is to be obeyed in silence; a share `--mixed` of the rows long
-enough are laid out for text streaming. Merges of the text are dropped at random so that rare words are seen spelt, and some
+tokens of a strange prompt do no harm; a twelfth are several short ones; a tenth have an instruction before the text, which is to
+be obeyed in silence; a share `--mixed` of the rows long enough are laid out for text streaming. Merges of the text are dropped at random so that rare words are seen spelt, and some
 sentences are in capitals.
 `--simple` leaves all that out and the long sentences too: short rows align text and speech soonest, so on a CPU a run
 begins with it, and with `--speakers heart`. Where the teacher told its durations, helper losses guide two attention heads

@@ -9,7 +9,8 @@ teacher that tells its durations the phoneme of every frame.
 | flite   | Debian flite                              | BSD-like                           | slt, rms, awb, kal  |
 
 A name may end in `@RATIO`: the teacher speaks RATIO times slower and the result is resampled, so pitch and formants
-move by RATIO while the pace stays: a pseudo-speaker (`make_audio.py` knows a cheaper kind, `NAME~RATIO`). `a+b` is the mean of two kokoro style vectors.
+move by RATIO while the pace stays: a pseudo-speaker (`make_audio.py` knows a cheaper kind, `NAME~RATIO`). `a+b` is the
+mean of two kokoro style vectors.
 """
 import io
 import json
