@@ -81,6 +81,7 @@ def prepare(plan):
     plan.finish(plan.start("audio", "make_audio.py", "--text", data / "text.tsv", "--out", data / "audio",
                            "--speakers", speakers),
                 plan.start("bpe", "make_bpe.py", "--data", data))
+    plan.finish(plan.start("features", "make_feats.py", "--data", data))
 
 
 def main():

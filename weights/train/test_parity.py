@@ -236,6 +236,10 @@ class Export(unittest.TestCase):
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
             got = session.run(None, {"feats": feats.numpy(), "feats_length": length.numpy()})[0]
             want = model(feats, length).numpy()
+            again = onnx_export.tokenizer_state(path)
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(again.pop(name), value, rtol=1e-3, atol=1e-4, msg=name)
+        self.assertEqual(again, {})
         self.assertEqual(got.shape, (1, math.ceil(math.ceil(271 / 2) / 2)))
         self.assertGreater(float(np.mean(got == want)), 0.98)
 

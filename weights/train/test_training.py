@@ -9,14 +9,17 @@ import unittest
 import numpy as np
 import torch
 
+import make_feats
 from make_audio import replay_shard
 from make_tokens import ratios
-from tinyvoice.audio import log_mel_16k, warp
+from tinyvoice.audio import log_mel_16k, mel_24k, warp
 from tinyvoice.config import HiftDims
-from tinyvoice.corpus import Corpus, ShardWriter, trained_on
+from tinyvoice.corpus import Corpus, ShardWriter, trained_on, with_features
 from tinyvoice.models.discriminators import Discriminators
 from tinyvoice.models.hift import HiftGenerator
 from tinyvoice.training import Run
+from train_flow import spread
+from train_tokenizer import as_others, collapsed, misread
 
 
 def run_of(name, model, folder, begin):
@@ -124,9 +127,56 @@ class Warp(unittest.TestCase):
     def test_by_one_nothing_moves(self):
         torch.testing.assert_close(warp(self.feats, 1.0), self.feats, rtol=0, atol=1e-5)
 
+    def test_others_say_the_same_at_the_same_time(self):
+        random.seed(0)
+        rows = self.feats.repeat(3, 1, 1)
+        rows[:, :, 40:60] = rows.min()
+        others = as_others(rows)
+        self.assertEqual(others.shape, rows.shape)
+        self.assertGreater(float((others[0] - others[1]).abs().mean()), 0.02)
+        peaks = others.amax(dim=1)
+        self.assertGreater(float(peaks[:, :38].min()), float(peaks[:, 42:58].max()))
+
     def test_a_pseudo_speaker_is_moved_back(self):
         self.assertEqual(ratios({"key": "a", "speaker": "heart@0.8"})[0], 1.25)
         self.assertTrue(all(0.75 <= r <= 1.4 for r in ratios({"key": "a", "speaker": "joe"})))
+
+
+class Features(unittest.TestCase):
+    def test_kept_features_are_those_of_the_audio(self):
+        rng = np.random.default_rng(0)
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            writer = ShardWriter(folder, "heart.000")
+            for length in (9600, 14400):
+                writer.add("heart", "train", "a b", 0.1 * rng.standard_normal(length).astype(np.float32))
+            writer.close()
+            self.assertEqual(with_features(folder), [])
+            make_feats.make((folder, "heart.000"))
+            self.assertEqual(with_features(folder), ["heart.000"])
+            corpus = Corpus(folder)
+            for row in corpus.rows:
+                torch.testing.assert_close(corpus.features(row, "mel").T, mel_24k(corpus.audio(row)[None])[0], rtol=2e-3, atol=2e-3)
+            self.assertEqual([bool(corpus.features(row, "f0").isnan().any()) for row in corpus.rows], [False, True])
+            self.assertEqual(corpus.padded_features(corpus.rows, "log", 0.0, "cpu").shape, (2, 128, 60))
+
+
+class Readings(unittest.TestCase):
+    def test_frames_become_phonemes(self):
+        self.assertEqual(collapsed([0, 3, 3, 0, 3, 5, 5]), [3, 3, 5])
+
+    def test_misread_is_an_edit_distance(self):
+        self.assertEqual(misread([1, 2, 3, 4], [1, 2, 3, 4]), 0)
+        self.assertEqual(misread([1, 2, 3, 4], [1, 3, 4, 4]), 0.5)
+
+    def test_speakers_differ_by_about_one(self):
+        torch.manual_seed(0)
+        means = {name: torch.randn(192) for name in "abcdefgh"}
+        layer = torch.nn.Linear(192, 80)
+        spread(layer, means)
+        out = layer(torch.nn.functional.normalize(torch.stack(list(means.values())), dim=1))
+        self.assertAlmostEqual(float(out.std(0, correction=0).mean()), 1.0, delta=0.15)
+        self.assertLess(float(out.mean(0).abs().max()), 1e-4)
 
 
 class Begin(unittest.TestCase):
@@ -150,8 +200,8 @@ class Begin(unittest.TestCase):
             self.assertEqual(again.step, 7)
 
     def test_parts_without_exported_weights_say_so(self):
-        with tempfile.TemporaryDirectory() as folder, self.assertRaisesRegex(SystemExit, "tokenizer"):
-            run_of("tokenizer", torch.nn.Linear(2, 2), folder, pathlib.Path(folder))
+        with tempfile.TemporaryDirectory() as folder, self.assertRaisesRegex(SystemExit, "speaker"):
+            run_of("speaker", torch.nn.Linear(2, 2), folder, pathlib.Path(folder))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ import random
 import torch
 import torch.nn.functional as F
 
-from tinyvoice.audio import mel_24k
 from tinyvoice.config import DIMS, MEL_BINS, SPK_DIM
-from tinyvoice.corpus import Corpus, trained_on
+from tinyvoice.corpus import Corpus, trained_on, with_features
 from tinyvoice.models.flow import Flow
 from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
 
+SILENT = -11.5     # log mel
+LEAST_SPREAD, EVEN_SPREAD, MOST_DIRECTIONS = 0.03, 0.3, 32
 PRIOR_WEIGHT, SOUND_WEIGHT, READER_WIDTH = 1.0, 0.4, 256
 
 
@@ -42,10 +43,28 @@ class Embeddings:
         return self.means[row["speaker"]]
 
 
+@torch.no_grad()
+def spread(layer, means):
+    """Sets the layer that the speaker embedding enters by so that its outputs have unit variance over the speakers (`means`: name
+    to mean embedding). An embedding is of unit length and its 192 values near 0.07: through weights of an ordinary size the estimator
+    hardly hears who is to speak."""
+    points = F.normalize(torch.stack([means[name] for name in sorted(means)]), dim=1)
+    centre = points.mean(0)
+    _, sizes, directions = torch.linalg.svd(points - centre, full_matrices=False)
+    kept = sizes > LEAST_SPREAD * sizes[0]
+    kept[MOST_DIRECTIONS:] = False
+    scale = len(points) ** 0.5 / sizes[kept].clamp(min=EVEN_SPREAD * sizes[0])
+    mixed = torch.randn(layer.out_features, int(kept.sum()), generator=torch.Generator().manual_seed(0)) / int(kept.sum()) ** 0.5
+    layer.weight.copy_(mixed @ (scale[:, None] * directions[kept]))
+    layer.bias.copy_(-layer.weight @ centre)
+
+
 def main():
     parser = arguments(__doc__, steps=60_000, batch=48, lr=1e-3)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--only", choices=["encoder", "estimator"])
+    parser.add_argument("--voices-anew", action="store_true",
+                        help="with --begin: another speaker encoder has made the embeddings")
     parser.add_argument("--helpers-first", type=int, default=0, metavar="STEPS",
                         help="with --begin: train the reader alone so long")
     parser.add_argument("--shares", default="", help="SPEAKER=SHARE of the utterances, comma between; the others share the rest")
@@ -56,7 +75,7 @@ def main():
     shares = {name: float(share) for name, share in (item.split("=") for item in args.shares.split(",") if item)}
     stored = torch.load(args.data / "tokens.pt", weights_only=True)
     tokens, warped = stored["tokens"], stored.get("warped", {})
-    corpus = Corpus(args.data / "audio", keep=trained_on, tokens=tokens)
+    corpus = Corpus(args.data / "audio", keep=trained_on, tokens=tokens, shards=with_features(args.data / "audio"))
     speakers = Embeddings(corpus.rows, stored["embeddings"])
     names = {c: i for i, c in enumerate(sorted({c for row in corpus.rows for c in row.get("frames", "")}))}
     model = Flow(DIMS.flow, DIMS.tokenizer.codebook, args.dropout).to(device)
@@ -65,15 +84,17 @@ def main():
     parameters = [*model.parameters(), *reader.parameters()]
     optimizer = torch.optim.AdamW(parameters, args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     run = Run("flow", args, {"model": model, "reader": reader}, {"model": optimizer})
+    if run.step == 0 and (args.voices_anew or not args.begin) and len(speakers.means) > 1:
+        spread(model.spk_embed_affine_layer, speakers.means)
+        spread(run.average.module.spk_embed_affine_layer, speakers.means)
     for step in run.steps():
         model.requires_grad_(step >= args.helpers_first)
         rows = corpus.shared(args.batch, shares) if shares else corpus.similar(args.batch)
-        audio, _ = corpus.padded(rows, device)
-        mel = mel_24k(audio)
+        mel = corpus.padded_features(rows, "mel", SILENT, device)
         ids = [random.choice(warped.get(row["key"], []) + [tokens[row["key"]]]).long() for row in rows]
         lengths = torch.tensor([len(i) for i in ids], device=device)
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
-        mel = F.pad(mel, (0, 2 * padded.shape[1] - mel.shape[2]), value=-11.5)
+        mel = F.pad(mel, (0, 2 * padded.shape[1] - mel.shape[2]), value=SILENT)
         embedding = torch.ones(len(rows), SPK_DIM)       # the encoder does without
         if args.only != "encoder":
             embedding = torch.stack([speakers.draw(row) for row in rows])

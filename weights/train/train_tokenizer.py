@@ -3,22 +3,32 @@
 
 The quantised codes must tell a small decoder the phonemes (frame by frame where the teacher tells them, else by CTC),
 the mel of the utterance given its mean and deviation over time, and the pitch relative to its mean: content and prosody,
-not timbre. Only the tokenizer is exported.
+not timbre. So that they do not tell who speaks either, each utterance is read twice, as it is and as others might have said it at
+the same time (frequencies moved, spectrum tilted, a little noise): both must tell the same, in the same codes. Only the
+tokenizer is exported.
 
     train_tokenizer.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M]
 """
+import math
+import random
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tinyvoice.audio import log_mel_16k, mel_24k, pitch, resample_batch
-from tinyvoice.config import DIMS, MEL_BINS, PROMPT_RATE, SAMPLE_RATE
-from tinyvoice.corpus import Corpus
+from tinyvoice.audio import warp
+from tinyvoice.config import DIMS, MEL_BINS
+from tinyvoice.corpus import Corpus, trained_on, with_features
 from tinyvoice.models.speech_tokenizer import SpeechTokenizer
 from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
 
 UNSPOKEN = set(" ˈˌ.,;:!?—…\"“”()")
 SAMPLES_PER_TOKEN = 960
+LEAST, MOST = 0.7, 1.43             # frequencies are moved by so much
+TILTS, TILT, NOISE = 4, 0.08, 0.02  # cosines over the bins; in units of 40 dB
+TESTED, TEST_STEPS = 32, 250        # held-out utterances whose phonemes are read, every so many steps
+SILENT = -11.5                      # log mel
+FRAME_WEIGHT, CTC_WEIGHT, MEL_WEIGHT, PITCH_WEIGHT, SAME_WEIGHT, NEAR_WEIGHT = 3.0, 0.5, 0.7, 0.5, 2.0, 0.2
 
 
 def phoneme_table(path):
@@ -50,7 +60,7 @@ class CodeReader(nn.Module):
     def __init__(self, code_dims, phonemes, width=192):
         super().__init__()
         self.enter = nn.Linear(code_dims, width)
-        self.shared = nn.Sequential(ConvBlock(width), ConvBlock(width))
+        self.shared = nn.Sequential(ConvBlock(width), ConvBlock(width), ConvBlock(width))
         self.phonemes, self.frames = nn.Linear(width, phonemes), nn.Linear(width, 2 * phonemes)
         self.timbre = nn.Linear(2 * MEL_BINS, width)
         self.fine = nn.Sequential(ConvBlock(width), ConvBlock(width), nn.LayerNorm(width))
@@ -98,35 +108,86 @@ def phoneme_losses(rows, tokens, phonemes, ids, by_token, by_frame):
     return frame, ctc
 
 
+def as_others(feats):
+    """Log-mel features as other speakers and microphones might have given: [B, 128, T] -> [B, 128, T]."""
+    moved = torch.cat([warp(row[None], math.exp(random.uniform(math.log(LEAST), math.log(MOST)))) for row in feats])
+    place = (torch.arange(feats.shape[1], device=feats.device) + 0.5) / feats.shape[1]
+    curves = torch.cos(math.pi * place * torch.arange(1, TILTS + 1, device=feats.device)[:, None])
+    tilt = TILT * torch.randn(len(feats), TILTS, device=feats.device) @ curves
+    return moved + tilt[..., None] + NOISE * torch.randn_like(moved)
+
+
+def misread(said, heard):
+    """Edit distance of two strings of phonemes, over the length of the first."""
+    before = list(range(len(heard) + 1))
+    for i, a in enumerate(said, 1):
+        row = [i]
+        for j, b in enumerate(heard, 1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (a != b)))
+        before = row
+    return before[-1] / max(1, len(said))
+
+
+def collapsed(frames):
+    """Phoneme ids of frames, each once for its run, without silence."""
+    return [a for a, before in zip(frames, [0, *frames]) if a and a != before]
+
+
+@torch.no_grad()
+def held_out_error(model, reader, corpus, ids, device):
+    """Share of the phonemes of held-out utterances that are not read from their tokens."""
+    total = 0.0
+    for row in corpus.rows:
+        feats = corpus.padded_features([row], "log", 0.0, device)
+        hidden, _ = model.encoder(feats, torch.tensor([feats.shape[2]], dtype=torch.int32, device=device))
+        frames = reader(model.quantizer.codes(hidden), torch.zeros(1, 2 * MEL_BINS, device=device))[1]
+        total += misread(collapsed([ids.get(c, 0) for c in row["frames"]]), collapsed(frames[0].argmax(0).tolist()))
+    return torch.tensor(total / len(corpus.rows))
+
+
 def main():
     parser = arguments(__doc__, steps=40_000, batch=48, lr=1e-3)
+    parser.add_argument("--shares", default="", help="SPEAKER=SHARE of the utterances, comma between; the others share the rest")
     args = parser.parse_args()
     device = setup(args)
     if args.tiny_steps:
         args.batch = 2
-    corpus = Corpus(args.data / "audio")
+    shares = {name: float(share) for name, share in (item.split("=") for item in args.shares.split(",") if item)}
+    corpus = Corpus(args.data / "audio", keep=trained_on, shards=with_features(args.data / "audio"))
+    test = Corpus(args.data / "audio", "test", lambda name: name == "heart", shards=with_features(args.data / "audio"))
+    test.rows = [row for row in test.rows if "frames" in row][:TESTED]
     phonemes, ids = phoneme_table(args.data / "text.tsv")
     model = SpeechTokenizer(DIMS.tokenizer).to(device)
     reader = CodeReader(DIMS.tokenizer.fsq_dims, len(ids) + 1).to(device)
     optimizer = torch.optim.AdamW([*model.parameters(), *reader.parameters()], args.lr, betas=(0.9, 0.98))
     run = Run("tokenizer", args, {"model": model, "reader": reader}, {"both": optimizer})
-    for _ in run.steps():
-        rows = corpus.similar(args.batch)
-        audio, samples = corpus.padded(rows, device)
-        tokens = samples // SAMPLES_PER_TOKEN
-        feats = log_mel_16k(resample_batch(audio, SAMPLE_RATE, PROMPT_RATE))
-        mel, f0 = mel_24k(audio), pitch(audio)
+    for step in run.steps():
+        if step % TEST_STEPS == 0 and test.rows:
+            run.add(misread=held_out_error(model, reader, test, ids, device))
+        rows = corpus.shared(args.batch, shares) if shares else corpus.similar(args.batch)
+        tokens = torch.tensor([row["length"] // SAMPLES_PER_TOKEN for row in rows], device=device)
+        feats, mel = (corpus.padded_features(rows, kind, value, device) for kind, value in (("log", 0.0), ("mel", SILENT)))
+        f0 = corpus.padded_features(rows, "f0", 0.0, device)[:, 0]
         inside = torch.arange(mel.shape[2], device=device)[None] < 2 * tokens[:, None]
         timbre = timbre_of(mel, inside)
+        twice = lambda x: torch.cat([x, x])
         with autocast(device):
-            hidden, _ = model.encoder(feats, (4 * tokens).int())
-            codes = model.quantizer.codes(hidden)
-            by_token, by_frame, mel_hat, pitch_hat = reader(codes, timbre)
-        frame, ctc = phoneme_losses(rows, tokens, phonemes, ids, by_token, by_frame)
-        mel_loss = ((mel_hat.float() - mel).abs() * inside[:, None]).sum() / (inside.sum() * MEL_BINS)
-        f0_loss = pitch_loss(pitch_hat.float(), f0, inside)
-        run.add(frame=frame, ctc=ctc, mel=mel_loss, pitch=f0_loss)
-        clipped_step(2 * frame + 0.5 * ctc + mel_loss + 0.5 * f0_loss, optimizer, [*model.parameters(), *reader.parameters()])
+            hidden, _ = model.encoder(torch.cat([feats, as_others(feats)]), (4 * twice(tokens)).int())
+            bounded = model.quantizer.bounded(hidden)
+            rounded = bounded.round().detach()
+            by_token, by_frame, mel_hat, pitch_hat = reader(bounded + (rounded - bounded).detach(), twice(timbre))
+        frame, ctc = phoneme_losses(rows + rows, twice(tokens), phonemes, ids, by_token, by_frame)
+        mel_loss = ((mel_hat.float() - twice(mel)).abs() * twice(inside)[:, None]).sum() / (2 * inside.sum() * MEL_BINS)
+        known = twice(~f0.isnan().any(1))
+        f0_loss = pitch_loss(pitch_hat[known].float(), twice(f0)[known], twice(inside)[known]) if known.any() else frame * 0
+        speech = inside[:, ::2]
+        (own, other), (own_id, other_id) = bounded.chunk(2), rounded.chunk(2)
+        same = (own - other).square().mean(-1)[speech].mean()
+        near = (bounded - rounded).square().mean(-1)[twice(speech)].mean()
+        equal = (own_id == other_id).all(-1)[speech].float().mean()
+        run.add(frame=frame, ctc=ctc, mel=mel_loss, pitch=f0_loss, same=same, near=near, equal=equal)
+        clipped_step(FRAME_WEIGHT * frame + CTC_WEIGHT * ctc + MEL_WEIGHT * mel_loss + PITCH_WEIGHT * f0_loss
+                     + SAME_WEIGHT * same + NEAR_WEIGHT * near, optimizer, [*model.parameters(), *reader.parameters()])
 
 
 if __name__ == "__main__":

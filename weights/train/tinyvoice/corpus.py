@@ -11,9 +11,11 @@ import re
 import numpy as np
 import torch
 
-from .config import SAMPLE_RATE
+from .config import MEL_BINS, MEL_HOP, SAMPLE_RATE
 
 
+# by kind: values a frame, samples a frame; as `make_feats.py` writes them
+FEATURES = {"mel": (MEL_BINS, MEL_HOP), "log": (128, SAMPLE_RATE // 100), "f0": (1, MEL_HOP)}
 HELD_OUT = ("nezumi", "alpha+kumo")      # cloning is tested on these and on what is made of them
 
 
@@ -47,16 +49,26 @@ class ShardWriter:
         self.index.close()
 
 
+def with_features(folder):
+    """Names of the shards that `make_feats.py` has read."""
+    folder = pathlib.Path(folder)
+    return [path.stem for path in folder.glob("[!.]*.jsonl") if all((folder / f"{path.stem}.{k}.f16").exists() for k in FEATURES)]
+
+
 class Corpus:
     """All utterances of a folder, audio memory-mapped.
 
     `rows` are the utterances of `split` (None: of all) whose speaker passes `keep` (a predicate of the name), up to
-    `longest` seconds and, given `tokens`, whose key is in it; `audio(row)` is float32 [N] at 24 kHz.
+    `longest` seconds and, given `tokens`, whose key is in it; `audio(row)` is float32 [N] at 24 kHz. With `shards` only
+    these files are read.
     """
 
-    def __init__(self, folder, split="train", keep=lambda speaker: True, longest=None, tokens=None):
-        self.maps, self.rows = [], []
-        for index in sorted(pathlib.Path(folder).glob("[!.]*.jsonl")):
+    def __init__(self, folder, split="train", keep=lambda speaker: True, longest=None, tokens=None, shards=None):
+        self.maps, self.rows, self.names, self.feats, self.folder = [], [], [], {}, pathlib.Path(folder)
+        for index in sorted(self.folder.glob("[!.]*.jsonl")):
+            if shards is not None and index.stem not in shards:
+                continue
+            self.names.append(index.stem)
             pcm = np.memmap(index.with_suffix(".i16"), "<i2", "r")
             for line in filter(None, index.read_text(encoding="utf-8").split("\n")):
                 row = json.loads(line)
@@ -76,6 +88,23 @@ class Corpus:
         length = row["length"] - offset if length is None else min(length, row["length"] - offset)
         pcm = self.maps[row["shard"]][start:start + length]
         return torch.from_numpy(pcm.astype(np.float32) / 32768)
+
+    def features(self, row, kind):
+        """`mel`, `log` or `f0` (see FEATURES) of an utterance: float32 [T, values], from the files of `make_feats.py`."""
+        width, hop = FEATURES[kind]
+        key = row["shard"], kind
+        if key not in self.feats:
+            path = self.folder / f"{self.names[row['shard']]}.{kind}.f16"
+            if not path.exists():
+                raise SystemExit(f"{path} is missing: run make_feats.py")
+            self.feats[key] = np.memmap(path, np.float16, "r").reshape(-1, width)
+        start = row["start"] // hop
+        return torch.from_numpy(self.feats[key][start:start + row["length"] // hop].astype(np.float32))
+
+    def padded_features(self, rows, kind, value, device):
+        """Features of the rows, `value` up to the longest: float32 [B, values, T]."""
+        parts = [self.features(row, kind) for row in rows]
+        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=value).transpose(1, 2).to(device)
 
     def similar(self, size):
         """`size` random utterances of about the same length."""

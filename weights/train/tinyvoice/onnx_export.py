@@ -14,6 +14,7 @@ from torch import nn
 # our initializer -> the official file's
 TOKENIZER_NAMES = {"encoder.conv1.weight": "onnx::Conv_2216", "encoder.conv1.bias": "onnx::Conv_2217",
                    "encoder.conv2.weight": "onnx::Conv_2218", "encoder.conv2.bias": "onnx::Conv_2219"}
+TOKENIZER_FILE = "speech_tokenizer_v2.onnx"
 PROJECTION = "onnx::MatMul_2536"
 
 
@@ -59,6 +60,28 @@ def export_tokenizer(model, path):
     _halve(graph)
     onnx.checker.check_model(proto)
     onnx.save(proto, path)
+
+
+def tokenizer_state(path):
+    """State dict of the speech tokenizer from a file of `export_tokenizer`. A matrix that the exporter left without a name is
+    known by the bias that is added to its product; the keys, which have none, come after the queries."""
+    graph = onnx.load(path).graph
+    values = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).astype(np.float32)) for t in graph.initializer}
+    whole = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in values}
+    plain = lambda name: whole.get(name, name)
+    ours = {official: name for name, official in TOKENIZER_NAMES.items()}
+    state = {ours.get(name, name): value for name, value in values.items() if "MatMul" not in name}
+    used_by = {name: node for node in graph.node for name in node.input}
+    for node in graph.node:
+        if node.op_type != "MatMul" or "MatMul" not in plain(node.input[1]):
+            continue
+        after = used_by[node.output[0]]
+        bias = [plain(name) for name in after.input if plain(name).endswith(".bias")] if after.op_type == "Add" else []
+        name = bias[0].replace(".bias", ".weight") if bias else re.sub(r"^/(encoder/)?", "encoder.", node.name)
+        if not bias:
+            name = re.sub(r"/MatMul.*", ".weight", name).replace("/", ".")
+        state[name] = values[plain(node.input[1])].T.contiguous()
+    return state
 
 
 def _halve(graph):

@@ -74,6 +74,10 @@ class Run:
             self._load()
 
     def _begin(self, module):
+        if self.name == "tokenizer":
+            from .onnx_export import TOKENIZER_FILE, tokenizer_state     # only here are the packages of the export needed
+            module.load_state_dict(tokenizer_state(self.args.begin / TOKENIZER_FILE))
+            return
         if self.name not in EXPORTED:
             raise SystemExit(f"--begin: an exported folder holds no weights that the {self.name} could begin from")
         state = torch.load(self.args.begin / EXPORTED[self.name], map_location=self.args.device, weights_only=True)
@@ -155,8 +159,9 @@ def setup(args):
 
 
 def autocast(device):
-    """bf16 on a GPU, plain f32 on a CPU."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    """bf16 on a GPU and on a CPU that multiplies bf16, else plain f32."""
+    native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=native)
 
 
 def clipped_step(loss, optimizer, parameters, limit=1.0):
