@@ -1,4 +1,4 @@
-//! Every stage against tensors of the official PyTorch code (`PARITY_KIT=DIR`, else the trimmed kit in `tests/fixtures`).
+//! Every stage against tensors of the official PyTorch code (`PARITY_KIT=DIR`, else the kit in `tests/fixtures`).
 
 mod audio;
 pub(crate) mod e2e;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 
-/// The kit's root: `PARITY_KIT`, else the trimmed one that is checked in. It holds `<model>/` and `golden/`.
+/// The kit's root: `PARITY_KIT`, else the one that is checked in. It holds `<model>/` and `golden/`.
 pub(crate) fn kit() -> PathBuf {
     match std::env::var_os("PARITY_KIT") {
         Some(dir) => PathBuf::from(dir),
@@ -40,7 +40,7 @@ pub(crate) fn model_with(file: &str, replacement: &Path) -> tempfile::TempDir {
     dir
 }
 
-/// A golden file, `None` (with a loud note) when this kit has been trimmed of it.
+/// A golden file, `None` (with a loud note) when this kit is without it.
 pub(crate) fn open(name: &str) -> Option<Golden> {
     let path = kit().join("golden").join(name);
     if !path.is_file() {
