@@ -241,6 +241,15 @@ impl<'a> SharedMut<'a> {
         }
     }
 
+    /// Fetches the line of value `place`, to be written soon.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn expect(&self, place: usize) {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        let line = self.pointer.wrapping_add(place);
+        // SAFETY: a prefetch changes nothing and never faults, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.cast_const().cast()) }
+    }
+
     /// Values `start..start + length`.
     ///
     /// # Safety
