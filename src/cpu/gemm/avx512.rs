@@ -124,19 +124,16 @@ impl<'a, W> Side<'a, W> {
         }
     }
 
-    /// What tile `i` of `calls` fetches: two panels at its even steps and two at its odd ones. Together the tiles fetch all that come next, so
-    /// that memory has work while rows after the first are multiplied and while sums are finished. A single tile skips half of the
-    /// lines, but for int8, of which two steps are a line: there the CPU fetches ahead by itself.
-    fn ahead(&self, i: usize, calls: usize) -> [[*const W; 2]; 2] {
+    /// Two panels for tile `i` of `calls` to fetch: together the tiles fetch all that come next, so that memory has work while rows after
+    /// the first are multiplied. A single tile waits for memory anyway, and there the CPU fetches ahead by itself.
+    fn ahead(&self, i: usize, calls: usize) -> [*const W; 2] {
         let (next, here) = (self.next, self.panels[0].as_ptr());
-        let always = |panels| [panels, panels];
         match (calls, i) {
-            (1, _) => [[next[0], next[1]], [next[2], next[3]]],
-            (2 | 3, 0) => always([next[0], next[1]]),
-            (2, _) => always([next[2], next[3]]),
-            (3, _) => always([next[i + 1], here]),
-            (_, 0..MAX_PANELS) => always([next[i], here]),
-            _ => always([here, here]),
+            (2 | 3, 0) => [next[0], next[1]],
+            (2, 1) => [next[2], next[3]],
+            (3, _) => [next[i + 1], here],
+            (4.., 0..MAX_PANELS) => [next[i], here],
+            _ => [here, here],
         }
     }
 }
@@ -190,7 +187,7 @@ struct Corner<K: Kind> {
     /// Of the tile's rows, where sums are integers.
     scales: Option<*const f32>,
     fresh: bool,
-    ahead: [[*const K::W; 2]; 2],
+    ahead: [*const K::W; 2],
 }
 
 /// Calls the tile whose numbers of rows and panels are constants.
@@ -238,13 +235,12 @@ impl<K: Kind> Corner<K> {
                 }
             }
             let mut a = self.a;
-            let b = self.b;
+            let (b, [ahead, also]) = (self.b, self.ahead);
             for step in 0..self.steps {
                 let at = step * K::STEP * WIDTH;
                 let w: [K::Columns; P] = std::array::from_fn(|p| K::load(b[p].add(at)));
-                for ahead in self.ahead[step % 2] {
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(at).cast());
-                }
+                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(at).cast());
+                _mm_prefetch::<_MM_HINT_T0>(also.wrapping_add(at).cast());
                 for r in 0..R {
                     for p in 0..P {
                         c[r][p] = K::add(c[r][p], a.add(r * self.row_stride), w[p]);
