@@ -5,9 +5,9 @@
 //! copied once, padded and activated, into the backend's scratch buffer.
 
 use super::exact::ExactConv;
-use super::gemm::{self, Input, Output, Panels, Row, Span, WIDTH, Weights};
+use super::gemm::{self, Input, Output, Panels, Row, Span, Stored, WIDTH, Weights};
 use super::reference::conv::source_row;
-use super::{Activation, Buffer, Cpu, Store, WeightPrecision, check_shape, rows};
+use super::{Activation, Buffer, Cpu, Store, check_shape, rows};
 use crate::backend::{Act, Conv, ConvGeom, Epilogue, Fidelity, Padding, Result, Weight};
 use crate::tensor::{Segments, Tensor};
 
@@ -91,6 +91,10 @@ impl Conv for Cpu {
             });
         }
         let bias = bias_or_zeros("pack_conv1d", bias, co);
+        let stored = match fidelity {
+            Fidelity::Usual => Stored::convolution(self.isa, self.options.weights),
+            Fidelity::Signal | Fidelity::Exact => Stored::F32,
+        };
         let values = w.to_f32();
         let kernel = if groups > 1 && cig == 1 && co == groups {
             let w = (0..taps * co).map(|i| values[i % co * taps + i / co]);
@@ -99,7 +103,7 @@ impl Conv for Cpu {
             let cog = co / groups;
             let count = cog.div_ceil(WIDTH);
             let group = |g: usize| {
-                let panels = Panels::pack(count, taps * cig, WeightPrecision::F32, |c, row| {
+                let panels = Panels::pack(count, taps * cig, stored, |c, row| {
                     (c < cog).then(|| {
                         let w = &values[(g * cog + c) * cig * taps..][..cig * taps];
                         for (i, v) in row.iter_mut().enumerate() {
@@ -135,7 +139,7 @@ impl Conv for Cpu {
             // Input row r reaches output row r · stride + t − padding: the taps of a phase are `first + stride · j`, and tap j reads row `last − j`.
             let (first, last) = ((phase + padding) % stride, (phase + padding) / stride);
             let reach = taps.saturating_sub(first).div_ceil(stride);
-            let panels = Panels::pack(count, reach * ci, WeightPrecision::F32, |c, row| {
+            let panels = Panels::pack(count, reach * ci, Stored::F32, |c, row| {
                 (c < co).then(|| {
                     for (i, v) in row.iter_mut().enumerate() {
                         let t = first + stride * (reach - 1 - i / ci);

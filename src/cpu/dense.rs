@@ -1,6 +1,6 @@
 //! Linear layers and activations.
 
-use super::gemm::{self, Input, Output, Panels, Row, Span, WIDTH, Weights};
+use super::gemm::{self, Input, Output, Panels, Row, Span, Stored, WIDTH, Weights};
 use super::{Activation, Cpu, Store, check_shape, rows, try_vec};
 use crate::backend::weight::WeightData;
 use crate::backend::{Act, Dense, Epilogue, Result, Weight};
@@ -60,7 +60,8 @@ impl Cpu {
                 .and_then(|(part, row)| biases[part].as_ref().map(|b| b[row]))
                 .unwrap_or(0.0)
         }));
-        let panels = Panels::pack(panels, k, self.options.weights, |c, out| {
+        let stored = Stored::linear(self.isa, self.options.weights);
+        let panels = Panels::pack(panels, k, stored, |c, out| {
             place(c).map(|(part, row)| weight_row(parts[part].0, row, out))
         })?;
         Ok(CpuLinear {

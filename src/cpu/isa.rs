@@ -9,6 +9,9 @@ pub(crate) enum Level {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// AVX-512 F, BW, VL and DQ with VNNI and BF16 (Zen 4, Sapphire Rapids), and all of the level before.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl Isa {
@@ -17,11 +20,37 @@ impl Isa {
 
     /// The best set that this CPU has.
     pub fn detect() -> Self {
+        Self::available()[0]
+    }
+
+    /// All sets that this CPU has, the best first.
+    pub fn available() -> Vec<Self> {
+        let mut all = vec![Self::PORTABLE];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return Self(Level::Avx2);
+            all.insert(0, Self(Level::Avx2));
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vnni")
+                && is_x86_feature_detected!("avx512bf16")
+            {
+                all.insert(0, Self(Level::Avx512));
+            }
         }
-        Self::PORTABLE
+        all
+    }
+
+    /// Whether products are made of pairs of bf16, activations rounded as well as weights, where weights need not be exact.
+    pub fn multiplies_bf16(self) -> bool {
+        match self.0 {
+            Level::Portable => false,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => false,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => true,
+        }
     }
 
     /// For matching in the dispatchers.
@@ -35,6 +64,8 @@ impl Isa {
             Level::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2+fma",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "avx512+vnni+bf16",
         }
     }
 }
@@ -54,11 +85,20 @@ macro_rules! per_isa {
                 body::<true>($($arg),*)
             }
 
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? {
+                body::<true>($($arg),*)
+            }
+
             match isa.level() {
                 $crate::cpu::isa::Level::Portable => body::<false>($($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `Isa` says AVX2 and FMA only where the CPU has them.
                 $crate::cpu::isa::Level::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `Isa` says AVX-512 only where the CPU has all of these.
+                $crate::cpu::isa::Level::Avx512 => unsafe { avx512($($arg),*) },
             }
         }
     };

@@ -1,10 +1,13 @@
 //! The CPU backend: the specification of every op ([`mod@reference`]), and its fast path beside it.
 //!
-//! Activations are f32. Weights of linear layers are kept in the precision of [`CpuOptions::weights`]; convolutions and
-//! everything else stay f32. A row's bytes depend on its own sequence alone: not on its batch, nor on the number of threads.
+//! Activations are f32. Weights of linear layers are kept in the precision of [`CpuOptions::weights`]; everything else is f32, but for
+//! what [`Isa::multiplies_bf16`] adds to weights that are not: products with bf16 weights then round their input to bf16 too, and so do
+//! convolutions of [`Fidelity::Usual`](crate::backend::Fidelity::Usual) and attention inside sequences, with bf16 and with int8 weights alike.
+//! Sums stay f32, and so do the vocoder, norms, sampling and attention over the cache. A row's bytes depend on its own sequence and on the
+//! CPU's instructions alone: not on its batch, nor on the number of threads.
 //!
-//! Fast paths exist for AVX2 with FMA, chosen at run time ([`Isa`]); they have been run on AMD Zen 3. Everywhere else the portable loops run.
-//! CPUs with AVX-512 or AMX take the AVX2 paths: there are no kernels for them yet.
+//! Fast paths are chosen at run time ([`Isa`]). They exist for AVX2 with FMA, which has been run on AMD Zen 3 and 4, and for AVX-512 with VNNI and
+//! BF16, which has been run on Zen 4. Everywhere else the portable loops run. There are no kernels for AMX.
 
 mod attention;
 mod buffer;
@@ -52,7 +55,7 @@ pub enum WeightPrecision {
     /// As exact as the checkpoint. What must agree with the reference to the bit (speech tokens of a prompt) needs this.
     #[default]
     F32,
-    /// Rounded to the nearest bf16: half the bytes to read per token.
+    /// Rounded to the nearest bf16: half the bytes to read per token. Where the CPU multiplies bf16, inputs are rounded as well.
     Bf16,
     /// Symmetric int8 with one scale per output channel: a quarter of the bytes. Products round their input to 16 bits, with one scale per row and
     /// stretch, an error far below that of the weights.
@@ -135,6 +138,11 @@ impl Cpu {
     /// Instruction set of the fast paths.
     pub fn instructions(&self) -> &'static str {
         self.isa.name()
+    }
+
+    /// The same as a value.
+    pub fn isa(&self) -> Isa {
+        self.isa
     }
 
     /// The options in effect, with the thread count resolved.

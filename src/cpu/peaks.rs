@@ -21,7 +21,7 @@ pub struct Peaks {
     pub read_bytes_per_s: f64,
     /// Operations per second (a multiply-add is two) of f32 multiply-adds on registers.
     pub f32_flops_per_s: f64,
-    /// The same for products with bf16 weights. Where the CPU has no such instruction in use they are widened to f32, and the limit is that of f32.
+    /// The same for products with bf16 weights. Where the CPU has no instruction for it they are widened to f32, and the limit is that of f32.
     pub bf16_flops_per_s: f64,
     /// The same for products with int8 weights, which are multiplied and added as pairs of 16-bit integers where the CPU does that for many at once.
     pub int8_flops_per_s: f64,
@@ -35,15 +35,23 @@ impl Cpu {
     pub fn measure_peaks(&self) -> Result<Peaks> {
         let read_bytes_per_s = self.read_bandwidth()?;
         let f32_flops_per_s = self.multiply_add_rate(multiply_adds, lanes(self));
-        let int8_flops_per_s = match self.isa.level() {
-            Level::Portable => f32_flops_per_s,
+        let (bf16_flops_per_s, int8_flops_per_s) = match self.isa.level() {
+            Level::Portable => (f32_flops_per_s, f32_flops_per_s),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => self.multiply_add_rate(integer_multiply_adds, CHAINS * 16),
+            Level::Avx2 => (
+                f32_flops_per_s,
+                self.multiply_add_rate(x86::avx2_integers, CHAINS * 16),
+            ),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => (
+                self.multiply_add_rate(x86::avx512_bf16, CHAINS * 32),
+                self.multiply_add_rate(x86::avx512_integers, CHAINS * 32),
+            ),
         };
         Ok(Peaks {
             read_bytes_per_s,
             f32_flops_per_s,
-            bf16_flops_per_s: f32_flops_per_s,
+            bf16_flops_per_s,
             int8_flops_per_s,
         })
     }
@@ -109,6 +117,8 @@ fn lanes(cpu: &Cpu) -> usize {
         Level::Portable => CHAINS * 4,
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => CHAINS * 8,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => CHAINS * 16,
     }
 }
 
@@ -117,8 +127,9 @@ fn multiply_adds(isa: Isa, steps: usize, seed: f32) -> f32 {
     match isa.level() {
         Level::Portable => portable_multiply_adds(steps, seed),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the level says that AVX2 and FMA are there.
-        Level::Avx2 => unsafe { avx2_multiply_adds(steps, seed) },
+        Level::Avx2 => x86::avx2_floats(isa, steps, seed),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => x86::avx512_floats(isa, steps, seed),
     }
 }
 
@@ -135,47 +146,69 @@ fn portable_multiply_adds(steps: usize, seed: f32) -> f32 {
     lanes.as_flattened().iter().sum()
 }
 
+/// The same with the instructions of each level, and with those that multiply what is not f32.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn avx2_multiply_adds(steps: usize, seed: f32) -> f32 {
+mod x86 {
     use std::arch::x86_64::*;
-    let mut lanes = [_mm256_set1_ps(seed); CHAINS];
-    let (a, b) = (
-        _mm256_set1_ps(black_box(0.999)),
-        _mm256_set1_ps(black_box(1e-3)),
-    );
-    for _ in 0..steps {
-        for chain in &mut lanes {
-            *chain = _mm256_fmadd_ps(*chain, a, b);
-        }
-    }
-    let sum = lanes
-        .into_iter()
-        .fold(_mm256_setzero_ps(), |s, v| _mm256_add_ps(s, v));
-    _mm256_cvtss_f32(sum)
-}
+    use std::hint::black_box;
 
-/// The same with 16-bit integers: each chain is multiplied in pairs, which are added to a constant.
-#[cfg(target_arch = "x86_64")]
-fn integer_multiply_adds(_proof: Isa, steps: usize, seed: f32) -> f32 {
-    use std::arch::x86_64::*;
-    #[target_feature(enable = "avx2")]
-    fn loops(steps: usize, seed: f32) -> f32 {
-        let mut lanes = [_mm256_set1_epi32(seed as i32); CHAINS];
-        let (a, b) = (
-            _mm256_set1_epi16(black_box(3)),
-            _mm256_set1_epi32(black_box(5)),
-        );
-        for _ in 0..steps {
-            for chain in &mut lanes {
-                *chain = _mm256_add_epi32(_mm256_madd_epi16(*chain, a), b);
+    use super::{CHAINS, Isa};
+
+    /// `steps` times `$step` for each of [`CHAINS`] registers that start as `$start`.
+    macro_rules! rate {
+        ($(#[$doc:meta])* $name:ident, $features:literal, $start:expr, |$chain:ident, $a:ident| $step:expr, $first:expr) => {
+            $(#[$doc])*
+            pub(super) fn $name(_proof: Isa, steps: usize, seed: f32) -> f32 {
+                #[target_feature(enable = $features)]
+                fn loops(steps: usize, seed: f32) -> f32 {
+                    let start = $start;
+                    let mut lanes = [start(seed); CHAINS];
+                    let $a = black_box(start(0.999));
+                    for _ in 0..steps {
+                        for $chain in &mut lanes {
+                            *$chain = $step;
+                        }
+                    }
+                    lanes.into_iter().map($first).sum()
+                }
+                // SAFETY: this is called for a level that has these instructions.
+                unsafe { loops(steps, seed) }
             }
-        }
-        let sum = lanes
-            .into_iter()
-            .fold(_mm256_setzero_si256(), |s, v| _mm256_add_epi32(s, v));
-        _mm256_extract_epi32::<0>(sum) as f32
+        };
     }
-    // SAFETY: this is called for the level that has AVX2.
-    unsafe { loops(steps, seed) }
+
+    rate!(
+        avx2_floats,
+        "avx2,fma",
+        |v| _mm256_set1_ps(v),
+        |c, a| _mm256_fmadd_ps(*c, a, a),
+        |c| _mm256_cvtss_f32(c)
+    );
+    rate!(
+        /// Each chain is multiplied in pairs, which are added to a constant.
+        avx2_integers, "avx2", |v: f32| _mm256_set1_epi16((v * 1000.0) as i16),
+        |c, a| _mm256_add_epi32(_mm256_madd_epi16(*c, a), a), |c| _mm256_extract_epi32::<0>(c) as f32
+    );
+    rate!(
+        avx512_floats,
+        "avx512f",
+        |v| _mm512_set1_ps(v),
+        |c, a| _mm512_fmadd_ps(*c, a, a),
+        |c| _mm512_cvtss_f32(c)
+    );
+    rate!(
+        /// Pairs of integers are multiplied and added to each chain.
+        avx512_integers, "avx512f,avx512vnni", |v: f32| _mm512_set1_epi32((v * 1000.0) as i32),
+        |c, a| _mm512_dpwssd_epi32(*c, a, a), |c| _mm512_cvtsi512_si32(c) as f32
+    );
+    rate!(
+        /// The same of bf16.
+        avx512_bf16, "avx512f,avx512bf16", |v| _mm512_set1_ps(v),
+        |c, a| {
+            // SAFETY: both are 64 bytes in which every pattern is a value.
+            let pairs = unsafe { std::mem::transmute::<__m512, __m512bh>(a) };
+            _mm512_dpbf16_ps(*c, pairs, pairs)
+        },
+        |c| _mm512_cvtss_f32(c)
+    );
 }

@@ -2,11 +2,11 @@
 
 use std::f64::consts::TAU;
 
-use super::gemm::{self, Input, Output, Panels, Row, Span, WIDTH, Weights};
+use super::gemm::{self, Input, Output, Panels, Row, Span, Stored, WIDTH, Weights};
 use super::isa::per_isa;
 use super::math::{cos_reduced, exp, sin_of_phase, sin_reduced, tanh};
 use super::reference::vocoder::{frame_of, frame_phases, hann};
-use super::{Cpu, Isa, Scratch, Store, WeightPrecision, check_shape};
+use super::{Cpu, Isa, Scratch, Store, check_shape};
 use crate::backend::philox::source_normals;
 use crate::backend::{Result, SineSource, SourceNoise, Vocoder};
 use crate::tensor::{Segments, Tensor};
@@ -223,17 +223,12 @@ impl Cpu {
 
 /// Packs `m [rows, cols]`.
 fn small_matrix(rows: usize, cols: usize, m: impl Fn(usize, usize) -> f64) -> Result<Panels> {
-    Panels::pack(
-        rows.div_ceil(WIDTH),
-        cols,
-        WeightPrecision::F32,
-        |row, out| {
-            (row < rows).then(|| {
-                (out.iter_mut().enumerate()).for_each(|(col, v)| *v = m(row, col) as f32);
-                Row::Values
-            })
-        },
-    )
+    Panels::pack(rows.div_ceil(WIDTH), cols, Stored::F32, |row, out| {
+        (row < rows).then(|| {
+            (out.iter_mut().enumerate()).for_each(|(col, v)| *v = m(row, col) as f32);
+            Row::Values
+        })
+    })
 }
 
 /// Normals of `count` samples from `position` on: `out [harmonics, count]`.

@@ -6,9 +6,10 @@ use cosyvoice::cpu::{Activation, Cpu, Store, WeightPrecision};
 use cosyvoice::tensor::Segments;
 
 use super::cases::values;
-use super::{F32_BOUND, bits, check, cpu_with, tensor};
+use super::{F32_BOUND, bits, check, check_each, cpu_with, in_bf16, rounds_to_bf16, tensor};
 
 const F32: WeightPrecision = WeightPrecision::F32;
+const BF16: WeightPrecision = WeightPrecision::Bf16;
 
 /// A convolution over a batch of sequences.
 struct Case {
@@ -36,9 +37,21 @@ impl Case {
     }
 
     fn expected(&self, pre: Activation<'_>, store: Store<'_>, old: &[f32]) -> Vec<f32> {
+        self.expected_of(<[f32]>::to_vec, pre, store, old)
+    }
+
+    /// With weights and activated inputs rounded.
+    fn expected_of(
+        &self,
+        round: fn(&[f32]) -> Vec<f32>,
+        pre: Activation<'_>,
+        store: Store<'_>,
+        old: &[f32],
+    ) -> Vec<f32> {
         let (w, bias) = self.weights();
         let mut x = self.input();
         dense::activate(pre, &mut x, self.ci);
+        let (w, x) = (round(&w), round(&x));
         let mut y = Vec::new();
         let mut first = 0;
         for (t, out) in self.lengths.iter().zip(self.out_lengths()) {
@@ -154,6 +167,17 @@ fn conv1d_of_every_geometry() {
                 let expected = case.expected(Activation::LeakyRelu(1.0), Store::Set, &old);
                 let what = format!("conv1d {ci}->{co} k {kernel} groups {groups} {geom:?}");
                 check(&what, F32, F32_BOUND, &expected, |cpu| {
+                    case.actual(cpu, None, Epilogue::None, &old)
+                });
+                // One channel per group is no product.
+                let product = groups == 1 || ci / groups > 1;
+                let none = Activation::LeakyRelu(1.0);
+                let of_rounded = case.expected_of(in_bf16, none, Store::Set, &old);
+                let expected = |cpu: &Cpu| match product && rounds_to_bf16(cpu) {
+                    true => of_rounded.clone(),
+                    false => expected.clone(),
+                };
+                check_each(&what, BF16, F32_BOUND, expected, |cpu| {
                     case.actual(cpu, None, Epilogue::None, &old)
                 });
             }
@@ -287,17 +311,22 @@ fn conv_transpose1d_of_every_geometry() {
 
 #[test]
 fn a_sequence_alone_equals_the_sequence_in_a_batch() {
-    let cpu = cpu_with(2, F32);
+    for weights in [F32, BF16] {
+        alone_equals_in_a_batch(&cpu_with(2, weights));
+    }
+}
+
+fn alone_equals_in_a_batch(cpu: &Cpu) {
     for geom in geometries(3) {
         let run = |lengths: &[usize], skip: usize| {
             let w = Weight::f32(&[40, 24, 3], values(2, 40 * 24 * 3));
             let conv = cpu.pack_conv1d(&w, None, 1, Fidelity::Usual).unwrap();
             let out_lengths: Vec<usize> = lengths.iter().map(|&t| geom.output_rows(t, 3)).collect();
-            let segments = Segments::new(&cpu, lengths).unwrap();
-            let out_segments = Segments::new(&cpu, &out_lengths).unwrap();
+            let segments = Segments::new(cpu, lengths).unwrap();
+            let out_segments = Segments::new(cpu, &out_lengths).unwrap();
             let x = &values(1, 300 * 24)[skip * 24..][..segments.total() * 24];
             let mut out = cpu.alloc(out_segments.total(), 40).unwrap();
-            let x = tensor(&cpu, 24, x);
+            let x = tensor(cpu, 24, x);
             cpu.conv1d(
                 &x,
                 &segments,

@@ -10,6 +10,7 @@ mod recorded;
 use cosyvoice::backend::Memory;
 use cosyvoice::cpu::{Cpu, CpuOptions, Isa, WeightPrecision};
 use cosyvoice::tensor::Tensor;
+use half::bf16;
 
 use crate::support::metrics::nmse;
 
@@ -26,17 +27,25 @@ fn cpu() -> Cpu {
     cpu_with(1, WeightPrecision::F32)
 }
 
-/// All that an op's result must not depend on: instruction sets within tolerance, threads not at all.
-fn backends(weights: WeightPrecision) -> [Cpu; 3] {
-    let portable = CpuOptions {
-        threads: 1,
-        weights,
-    };
-    [
-        cpu_with(1, weights),
-        cpu_with(2, weights),
-        Cpu::with_instructions(portable, Isa::PORTABLE),
-    ]
+/// All that an op's result must not depend on: threads not at all, instruction sets within tolerance. The best set comes first, with one thread and
+/// with two.
+fn backends(weights: WeightPrecision) -> Vec<Cpu> {
+    let with = |threads, isa| Cpu::with_instructions(CpuOptions { threads, weights }, isa);
+    let best = [with(1, Isa::detect()), with(2, Isa::detect())];
+    let lower = Isa::available().into_iter().skip(1);
+    best.into_iter()
+        .chain(lower.map(|isa| with(1, isa)))
+        .collect()
+}
+
+/// Whether linear layers, convolutions of usual fidelity and attention inside sequences round their inputs to bf16 on this backend.
+fn rounds_to_bf16(cpu: &Cpu) -> bool {
+    cpu.isa().multiplies_bf16() && cpu.options().weights == WeightPrecision::Bf16
+}
+
+/// `x`, to the nearest bf16.
+fn in_bf16(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|&v| bf16::from_f32(v).to_f32()).collect()
 }
 
 /// A tensor of `cols` columns with the given values.
@@ -52,13 +61,25 @@ fn check(
     expected: &[f32],
     op: impl Fn(&Cpu) -> Vec<f32>,
 ) {
-    let [one, two, portable] = backends(weights).map(|cpu| op(&cpu));
+    check_each(what, weights, bound, |_| expected.to_vec(), op);
+}
+
+/// The same where what is expected depends on the backend.
+fn check_each(
+    what: &str,
+    weights: WeightPrecision,
+    bound: f64,
+    expected: impl Fn(&Cpu) -> Vec<f32>,
+    op: impl Fn(&Cpu) -> Vec<f32>,
+) {
+    let backends = backends(weights);
+    let results: Vec<_> = backends.iter().map(op).collect();
     assert!(
-        bits(&one) == bits(&two),
+        bits(&results[0]) == bits(&results[1]),
         "{what}: threads change the result"
     );
-    for (name, actual) in [("fast", &one), ("portable", &portable)] {
-        let error = nmse(actual, expected);
+    for (cpu, actual) in backends.iter().zip(&results) {
+        let (error, name) = (nmse(actual, &expected(cpu)), cpu.instructions());
         assert!(error <= bound, "{what}, {name}: NMSE {error:e} > {bound:e}");
     }
 }

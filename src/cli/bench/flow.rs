@@ -48,10 +48,11 @@ pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> any
         let flop = flow.steps() as f64 * cost::flop(&cost::euler_step(&config.flow, count, frames));
         writeln!(
             out,
-            "flow {count} x {frames} frames {:9.1} ms  {:.0} GFLOP/s = {:.0} % of multiply-adds",
+            "flow {count} x {frames} frames {:9.1} ms  {:.0} GFLOP/s = {:.0} % of multiply-adds, {:.0} % of products",
             seconds * 1e3,
             flop / seconds / 1e9,
             100.0 * flop / seconds / bench.limits.flops_per_s,
+            100.0 * flop / seconds / bench.limits.product_flops_per_s,
         )?;
         first.get_or_insert(seconds);
     }

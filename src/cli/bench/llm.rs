@@ -28,7 +28,7 @@ pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> any
         let alone = *first.get_or_insert(tokens_per_s);
         writeln!(
             out,
-            "llm decode x{batch:<3} {:8.2} ms  {tokens_per_s:7.1} tokens/s ({:.1}x the first)  weights at {:.1} GB/s = {:.0} % of reads, {:.0} % of multiply-adds",
+            "llm decode x{batch:<3} {:8.2} ms  {tokens_per_s:7.1} tokens/s ({:.1}x the first)  weights at {:.1} GB/s = {:.0} % of reads, {:.0} % of products",
             seconds * 1e3,
             tokens_per_s / alone,
             bytes as f64 / seconds / 1e9,
@@ -39,7 +39,7 @@ pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> any
     let seconds = steps(bench, &llm, 1, 0, PROMPT, 1)?;
     writeln!(
         out,
-        "llm prefill {PROMPT} {:8.1} ms  {:.0} % of multiply-adds",
+        "llm prefill {PROMPT} {:8.1} ms  {:.0} % of products",
         seconds * 1e3,
         200.0 * (weights * PROMPT) as f64 / seconds / bench.limits.product_flops_per_s,
     )?;

@@ -35,10 +35,11 @@ pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> any
         let flop = cost::flop(&cost::vocoder(config, count, frames));
         writeln!(
             out,
-            "vocoder {count} x {frames} frames {:6.1} ms  {:.0} GFLOP/s = {:.0} % of multiply-adds",
+            "vocoder {count} x {frames} frames {:6.1} ms  {:.0} GFLOP/s = {:.0} % of multiply-adds, {:.0} % of products",
             seconds * 1e3,
             flop / seconds / 1e9,
             100.0 * flop / seconds / bench.limits.flops_per_s,
+            100.0 * flop / seconds / bench.limits.product_flops_per_s,
         )?;
         first.get_or_insert(seconds);
     }

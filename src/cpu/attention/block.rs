@@ -1,16 +1,16 @@
 //! Attention of a block of queries of one head: scores, softmax, weighted sum.
 
 use super::super::Isa;
-use super::super::gemm::{Accumulators, BLOCK_ROWS, Call, MAX_PANELS, WIDTH};
+use super::super::gemm::{Call, MAX_PANELS, Target, WIDTH};
 use super::super::isa::per_isa;
 use super::super::math::exp;
-use super::Pages;
+use super::{Operand, Pages};
 
 /// Relative positions of a block whose rows are consecutive queries.
 #[derive(Clone, Copy)]
-pub(super) struct Distances<'a> {
+pub(super) struct Distances<'a, T> {
     /// Packed `[(2T − 1) / 16][Dh][16]`, row `last + d` for distance `d`.
-    pub(super) positions: &'a [f32],
+    pub(super) positions: &'a [T],
     /// Query of the block's first row.
     pub(super) first_query: usize,
     /// `T − 1`
@@ -18,42 +18,45 @@ pub(super) struct Distances<'a> {
 }
 
 /// Queries of a block and everything on the way to their results; the vectors grow once.
-pub(super) struct Block {
+#[derive(Default)]
+pub(super) struct Block<T> {
+    /// Values of a head, and the same in whole steps and in whole panels.
     dh: usize,
-    /// `[rows, Dh]`, scaled, with the content bias.
-    q: Vec<f32>,
-    /// `[rows, Dh]`, scaled, with the position bias.
-    q_position: Vec<f32>,
+    depth: usize,
+    width: usize,
+    /// `[rows, depth]`, scaled, with the content bias.
+    q: Vec<T>,
+    /// `[rows, depth]`, scaled, with the position bias.
+    q_position: Vec<T>,
+    /// One query on its way there.
+    scaled: Vec<f32>,
     /// Keys that each row sees.
     counts: Vec<usize>,
-    /// `[rows, most keys]`
+    /// `[rows, most keys]`, rows padded so that the last panel fits.
     scores: Vec<f32>,
+    /// `[rows, most keys]`, rows padded to whole steps.
+    weights: Vec<T>,
+    /// Scores by position of some panels, `[panel][rows][16]`.
+    by_position: Vec<f32>,
     /// One over the sum of each row's weights.
     inverse: Vec<f32>,
-    /// `[rows, Dh]`
+    /// `[rows, width]`
     out: Vec<f32>,
-    acc: Box<Accumulators>,
 }
 
-impl Default for Block {
-    fn default() -> Self {
-        Self {
-            dh: 0,
-            q: Vec::new(),
-            q_position: Vec::new(),
-            counts: Vec::new(),
-            scores: Vec::new(),
-            inverse: Vec::new(),
-            out: Vec::new(),
-            acc: Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS]),
-        }
+/// Makes room for `n` values.
+fn grow<T: Copy + Default>(v: &mut Vec<T>, n: usize) {
+    if v.len() < n {
+        v.resize(n, T::default());
     }
 }
 
-impl Block {
+impl<T: Operand> Block<T> {
     /// Empties the block for heads of `dh` values.
     pub(super) fn start(&mut self, dh: usize) {
         self.dh = dh;
+        self.depth = dh.next_multiple_of(T::STEP);
+        self.width = dh.next_multiple_of(WIDTH);
         self.q.clear();
         self.q_position.clear();
         self.counts.clear();
@@ -62,134 +65,195 @@ impl Block {
     /// Adds a query that sees the first `count` keys, with its content and position biases.
     pub(super) fn push(
         &mut self,
+        isa: Isa,
         q: &[f32],
         biases: Option<(&[f32], &[f32])>,
         scale: f32,
         count: usize,
     ) {
-        assert!(self.counts.len() < BLOCK_ROWS, "attention: block too long");
+        let depth = self.depth;
+        let add = |scaled: &[f32], to: &mut Vec<T>| {
+            let first = to.len();
+            to.resize(first + depth, T::default());
+            T::round(isa, scaled, &mut to[first..]);
+        };
+        self.scaled.clear();
         match biases {
-            None => self.q.extend(q.iter().map(|q| q * scale)),
+            None => self.scaled.extend(q.iter().map(|q| q * scale)),
             Some((u, v)) => {
-                self.q.extend(q.iter().zip(u).map(|(q, u)| (q + u) * scale));
                 let with_v = q.iter().zip(v).map(|(q, v)| (q + v) * scale);
-                self.q_position.extend(with_v);
+                self.scaled.extend(with_v);
+                add(&self.scaled, &mut self.q_position);
+                self.scaled.clear();
+                let with_u = q.iter().zip(u).map(|(q, u)| (q + u) * scale);
+                self.scaled.extend(with_u);
             }
         }
+        add(&self.scaled, &mut self.q);
         self.counts.push(count);
     }
 
     /// Result `i`, in the order of pushing.
     pub(super) fn result(&self, i: usize, out: &mut [f32]) {
-        out.copy_from_slice(&self.out[i * self.dh..(i + 1) * self.dh]);
+        let sums = &self.out[i * self.width..];
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = sum * self.inverse[i];
+        }
     }
 
     /// Computes all results.
-    pub(super) fn attend(&mut self, isa: Isa, pages: &Pages<'_>, distances: Option<Distances<'_>>) {
-        let keys = self.counts.iter().copied().max().unwrap_or(0);
-        if self.scores.len() < self.counts.len() * keys {
-            self.scores.resize(self.counts.len() * keys, 0.0);
-        }
-        self.content_scores(isa, pages, keys);
+    pub(super) fn attend(
+        &mut self,
+        isa: Isa,
+        pages: &Pages<'_, T>,
+        distances: Option<Distances<'_, T>>,
+    ) {
+        let (rows, keys) = (
+            self.counts.len(),
+            self.counts.iter().copied().max().unwrap_or(0),
+        );
+        // A page's last panel may reach past its keys, over what the next page brings or into the padding.
+        let stride = keys.next_multiple_of(WIDTH) + WIDTH;
+        grow(&mut self.scores, rows * stride);
+        self.content_scores(isa, pages, (keys, stride));
         if let Some(distances) = distances {
-            self.position_scores(isa, distances, keys);
+            self.position_scores(isa, distances, (keys, stride));
         }
+        let padded = keys.next_multiple_of(T::STEP);
+        grow(&mut self.weights, rows * padded);
         self.inverse.clear();
-        let rows = self.scores.chunks_exact_mut(keys.max(1));
-        for (row, &count) in rows.zip(&self.counts) {
-            self.inverse.push(softmax(isa, row, count));
+        for (row, &count) in self.counts.iter().enumerate() {
+            let scores = &mut self.scores[row * stride..][..keys];
+            self.inverse.push(softmax(isa, scores, count));
+            T::round(isa, scores, &mut self.weights[row * padded..][..padded]);
         }
-        self.weighted_sums(isa, pages, keys);
+        self.weighted_sums(isa, pages, (keys, padded));
     }
 
     /// `scores = q · k`
-    fn content_scores(&mut self, isa: Isa, pages: &Pages<'_>, keys: usize) {
-        for page in 0..keys.div_ceil(pages.size) {
-            let first = page * pages.size;
-            let end = (first + pages.size).min(keys);
-            let panels = pages.keys(page).chunks_exact(self.dh * WIDTH);
-            for (panel, start) in panels.zip((first..end).step_by(WIDTH)) {
-                self.call(&self.q, 1).run(isa, panel, &mut self.acc);
-                let width = WIDTH.min(end - start);
-                for (row, acc) in self.acc[0][..self.counts.len()].iter().enumerate() {
-                    self.scores[row * keys + start..][..width].copy_from_slice(&acc[..width]);
-                }
+    fn content_scores(&mut self, isa: Isa, pages: &Pages<'_, T>, (keys, stride): (usize, usize)) {
+        let panels_of_page = pages.size.div_ceil(WIDTH);
+        // Key of a panel's first column.
+        let first = |i: usize| i / panels_of_page * pages.size + i % panels_of_page * WIDTH;
+        // Where pages end inside panels, the columns of two of them do not follow each other.
+        let whole = keys <= pages.size || pages.size.is_multiple_of(WIDTH);
+        let at_once = if whole { MAX_PANELS } else { 1 };
+        let size = self.depth * WIDTH;
+        let some = |start: usize| {
+            let mut panels: [&[T]; MAX_PANELS] = [&[]; MAX_PANELS];
+            let mut count = 0;
+            while count < at_once && first(start + count) < keys {
+                let (page, panel) = (
+                    (start + count) / panels_of_page,
+                    (start + count) % panels_of_page,
+                );
+                panels[count] = &pages.keys(page)[panel * size..][..size];
+                count += 1;
             }
+            (panels, count)
+        };
+        let (mut start, mut now) = (0, some(0));
+        while now.1 > 0 {
+            let (next, (panels, count)) = (some(start + now.1), now);
+            let out = Target {
+                values: &mut self.scores[first(start)..],
+                row_stride: stride,
+                panel_stride: WIDTH,
+            };
+            let call = query_call(&self.q, self.depth, count);
+            T::multiply(isa, &call, &panels[..count], &next.0[..next.1], out);
+            (start, now) = (start + count, next);
         }
     }
 
     /// `scores[i][j] += q_position[i] · p[j − i]`
-    fn position_scores(&mut self, isa: Isa, d: Distances<'_>, keys: usize) {
+    fn position_scores(&mut self, isa: Isa, d: Distances<'_, T>, (keys, stride): (usize, usize)) {
         let rows = self.counts.len();
         // Position of distance j − i for the block's last query and first key, and for its first query and last key.
         let low = d.last - (d.first_query + rows - 1);
         let high = d.last - d.first_query + keys - 1;
-        for panel in low / WIDTH..=high / WIDTH {
-            let positions = &d.positions[panel * self.dh * WIDTH..][..self.dh * WIDTH];
-            self.call(&self.q_position, 1)
-                .run(isa, positions, &mut self.acc);
-            for (row, acc) in self.acc[0][..rows].iter().enumerate() {
-                let scores = &mut self.scores[row * keys..(row + 1) * keys];
+        let (low, end) = (low / WIDTH, high / WIDTH + 1);
+        let panel_stride = rows * WIDTH;
+        grow(&mut self.by_position, MAX_PANELS * panel_stride);
+        for first in (low..end).step_by(MAX_PANELS) {
+            let count = MAX_PANELS.min(end - first);
+            let positions = &d.positions[first * self.depth * WIDTH..];
+            let panels = some_panels(positions, count, self.depth * WIDTH);
+            let out = Target {
+                values: &mut self.by_position,
+                row_stride: WIDTH,
+                panel_stride,
+            };
+            let call = query_call(&self.q_position, self.depth, count);
+            T::multiply(isa, &call, &panels[..count], &[], out);
+            for (i, sums) in self.by_position.chunks_exact(WIDTH).enumerate() {
+                let (panel, row) = (first + i / rows, i % rows);
+                if i / rows == count {
+                    break;
+                }
+                let scores = &mut self.scores[row * stride..][..keys];
                 // Key of the panel's first column.
-                let first = (panel * WIDTH + d.first_query + row) as isize - d.last as isize;
-                let skip = (-first).max(0) as usize;
-                let start = first.max(0) as usize;
+                let key = (panel * WIDTH + d.first_query + row) as isize - d.last as isize;
+                let skip = (-key).max(0) as usize;
+                let start = key.max(0) as usize;
                 if skip < WIDTH && start < keys {
-                    for (score, acc) in scores[start..].iter_mut().zip(&acc[skip..]) {
-                        *score += acc;
+                    for (score, sum) in scores[start..].iter_mut().zip(&sums[skip..]) {
+                        *score += sum;
                     }
                 }
             }
         }
     }
 
-    /// `out = Σ weight · v`, divided by the sum of the weights.
-    fn weighted_sums(&mut self, isa: Isa, pages: &Pages<'_>, keys: usize) {
-        let (rows, dh) = (self.counts.len(), self.dh);
-        self.out.resize(rows * dh, 0.0);
-        let panels = dh.div_ceil(WIDTH);
+    /// `out = Σ weight · v`, yet to be divided by the sum of the weights.
+    fn weighted_sums(&mut self, isa: Isa, pages: &Pages<'_, T>, (keys, stride): (usize, usize)) {
+        let rows = self.counts.len();
+        let panels = self.width / WIDTH;
+        grow(&mut self.out, rows * self.width);
         for first in (0..panels).step_by(MAX_PANELS) {
             let count = MAX_PANELS.min(panels - first);
+            let size = pages.size.next_multiple_of(T::STEP) * WIDTH;
+            let panels_of =
+                |page: usize| some_panels(&pages.values(page)[first * size..], count, size);
+            let last = keys.div_ceil(pages.size).saturating_sub(1);
             for page in 0..keys.div_ceil(pages.size) {
                 let start = page * pages.size;
                 let call = Call {
-                    a: &self.scores[start..],
-                    row_stride: keys,
+                    a: &self.weights[start..rows * stride],
+                    row_stride: stride,
                     rows,
                     depth: pages.size.min(keys - start),
-                    panel_stride: pages.size * WIDTH,
+                    panel_stride: size,
                     panels: count,
                     fresh: page == 0,
                 };
-                let values = &pages.values(page)[first * pages.size * WIDTH..];
-                call.run(isa, values, &mut self.acc);
-            }
-            for row in 0..rows {
-                let out = &mut self.out[row * dh..(row + 1) * dh];
-                for (panel, out) in out[first * WIDTH..]
-                    .chunks_mut(WIDTH)
-                    .take(count)
-                    .enumerate()
-                {
-                    for (out, acc) in out.iter_mut().zip(&self.acc[panel][row]) {
-                        *out = acc * self.inverse[row];
-                    }
-                }
+                let out = Target {
+                    values: &mut self.out[first * WIDTH..],
+                    row_stride: self.width,
+                    panel_stride: WIDTH,
+                };
+                let (now, next) = (panels_of(page), panels_of((page + 1).min(last)));
+                T::multiply(isa, &call, &now[..count], &next[..count], out);
             }
         }
     }
+}
 
-    /// A product of all queries with panels of depth `Dh`.
-    fn call<'a>(&self, q: &'a [f32], panels: usize) -> Call<'a> {
-        Call {
-            a: q,
-            row_stride: self.dh,
-            rows: self.counts.len(),
-            depth: self.dh,
-            panel_stride: self.dh * WIDTH,
-            panels,
-            fresh: true,
-        }
+/// The first `count` panels of `size` values.
+fn some_panels<T>(packed: &[T], count: usize, size: usize) -> [&[T]; MAX_PANELS] {
+    std::array::from_fn(|p| &packed[p.min(count - 1) * size..][..size])
+}
+
+/// A product of queries `[rows, depth]` with panels of that depth.
+fn query_call<T>(q: &[T], depth: usize, panels: usize) -> Call<'_, T> {
+    Call {
+        a: q,
+        row_stride: depth,
+        rows: q.len() / depth,
+        depth,
+        panel_stride: depth * WIDTH,
+        panels,
+        fresh: true,
     }
 }
 

@@ -3,6 +3,7 @@
 use super::super::Buffer;
 use super::super::gemm::WIDTH;
 use super::super::reference::attention::rotary;
+use super::pages::Part;
 use crate::backend::{KvShape, Result};
 
 /// Keys and values of all layers, `[layers, pages, Hk]` blocks of
@@ -40,16 +41,13 @@ impl KvCache {
         (layer * self.shape.pages + page) * self.shape.kv_heads + head
     }
 
-    /// Keys of a page and head.
-    pub(super) fn keys(&self, layer: usize, page: usize, head: usize) -> &[f32] {
-        let n = self.key_block();
-        &self.keys.as_slice()[self.block(layer, page, head) * n..][..n]
-    }
-
-    /// Values of a page and head.
-    pub(super) fn values(&self, layer: usize, page: usize, head: usize) -> &[f32] {
-        let n = self.value_block();
-        &self.values.as_slice()[self.block(layer, page, head) * n..][..n]
+    /// Keys or values of a page and head.
+    pub(super) fn part(&self, part: Part, layer: usize, page: usize, head: usize) -> &[f32] {
+        let (values, n) = match part {
+            Part::Keys => (&self.keys, self.key_block()),
+            Part::Values => (&self.values, self.value_block()),
+        };
+        &values.as_slice()[self.block(layer, page, head) * n..][..n]
     }
 
     /// Stores one position: `keys, values [Hk · Dh]`, keys rotated.

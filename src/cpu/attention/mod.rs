@@ -1,11 +1,13 @@
 //! Attention over the paged cache and inside sequences.
 //!
 //! Both pack keys as `[keys / 16][Dh][16]` and values as `[Dh / 16][keys][16]`, so that scores and weighted sums are products of the kernel that
-//! linear layers use. Scores of a block of queries are kept whole: the softmax is exact, not an online one, and a row's sums run over its keys
+//! linear layers use. Over the cache they are in f32; inside sequences queries, keys, weights and values are rounded to bf16 where weights of
+//! linear layers are, and the CPU multiplies that in pairs. Scores of a block of queries are kept whole: the softmax is exact, not an online one, and a row's sums run over its keys
 //! from the first to the last, whatever else is in the block.
 
 mod block;
 mod cache;
+mod operand;
 mod pages;
 
 pub use cache::KvCache;
@@ -14,16 +16,21 @@ pub(super) use cache::Rotary;
 use std::cell::RefCell;
 
 use super::pool::SharedMut;
-use super::{Cpu, check_shape};
+use super::{Cpu, Isa, WeightPrecision, check_shape};
 use crate::backend::{Attention, AttnPlan, KvShape, Masks, RelPos, Result};
 use crate::tensor::{Segments, Tensor};
 use block::{Block, Distances};
+use operand::Operand;
 use pages::{Packed, Pages};
 
 thread_local! {
-    /// A thread's packed sequence and block of queries.
-    static WORK: RefCell<(Packed, Block)> = RefCell::default();
+    /// A thread's packed sequence and block of queries, in f32 and in bf16.
+    static WORK: RefCell<Work<f32>> = RefCell::default();
+    #[cfg(target_arch = "x86_64")]
+    static WORK_BF16: RefCell<Work<u16>> = RefCell::default();
 }
+
+type Work<T> = (Packed<T>, Block<T>);
 
 /// Query rows of a block inside a sequence.
 const BLOCK_QUERIES: usize = 24;
@@ -103,7 +110,7 @@ impl Attention for Cpu {
                 for row in rows.clone() {
                     let count = plan.positions.data()[row] as usize + 1;
                     for q in q.row(row)[columns.clone()].chunks_exact(dh) {
-                        block.push(q, None, scale, count);
+                        block.push(self.isa, q, None, scale, count);
                     }
                 }
                 let pages = Pages::cached(kv, layer, head, table);
@@ -145,52 +152,84 @@ impl Attention for Cpu {
                 rel.center + 1
             );
         }
-        let dh = d / heads;
-        let scale = 1.0 / (dh as f32).sqrt();
-        let out = SharedMut::new(out.data_mut());
+        let job = Inside {
+            qkv,
+            heads,
+            segments,
+            queries,
+            rel,
+            masks,
+            d,
+            out: SharedMut::new(out.data_mut()),
+        };
         self.pool.run(segments.count() * heads, |task| {
             let (b, head) = (task / heads, task % heads);
-            let (range, wanted) = (segments.range(b), queries.range(b));
-            let Some(past) = range.len().checked_sub(wanted.len()) else {
-                panic!("attention: {} of {} rows", wanted.len(), range.len());
-            };
-            let at = head * dh;
-            WORK.with_borrow_mut(|(packed, block)| {
-                packed.pack(
-                    (range.len(), dh),
-                    |j| &qkv.row(range.start + j)[d + at..d + at + dh],
-                    |j| &qkv.row(range.start + j)[2 * d + at..2 * d + at + dh],
-                );
-                let biases = rel.as_ref().map(|rel| {
-                    // Distances −(T − 1) to T − 1.
-                    let first = rel.center + 1 - range.len().max(1);
-                    let rows = (2 * range.len()).saturating_sub(1);
-                    packed.pack_positions(rows, dh, |e| &rel.p.row(first + e)[at..at + dh]);
-                    (&rel.u.data()[at..at + dh], &rel.v.data()[at..at + dh])
-                });
-                for start in (past..range.len()).step_by(BLOCK_QUERIES) {
-                    let end = (start + BLOCK_QUERIES).min(range.len());
-                    block.start(dh);
-                    for i in start..end {
-                        let q = &qkv.row(range.start + i)[at..at + dh];
-                        let count = masks.get(b).end(i, range.len());
-                        block.push(q, biases, scale, count);
-                    }
-                    let distances = biases.map(|_| Distances {
-                        positions: packed.positions(),
-                        first_query: start,
-                        last: range.len() - 1,
-                    });
-                    block.attend(self.isa, &packed.pages(), distances);
-                    for i in start..end {
-                        let row = wanted.start + i - past;
-                        // SAFETY: no two tasks share both a row and a head.
-                        let to = unsafe { out.slice(row * d + at, dh) };
-                        block.result(i - start, to);
-                    }
-                }
-            });
+            #[cfg(target_arch = "x86_64")]
+            if self.isa.multiplies_bf16() && self.options.weights != WeightPrecision::F32 {
+                return WORK_BF16.with_borrow_mut(|work| job.head(self.isa, b, head, work));
+            }
+            WORK.with_borrow_mut(|work| job.head(self.isa, b, head, work));
         });
         Ok(())
+    }
+}
+
+/// Attention inside sequences, as the threads see it.
+struct Inside<'a> {
+    qkv: &'a Tensor<Cpu>,
+    heads: usize,
+    segments: &'a Segments<Cpu>,
+    queries: &'a Segments<Cpu>,
+    rel: Option<RelPos<'a, Cpu>>,
+    masks: &'a Masks<Cpu>,
+    /// Values of all heads.
+    d: usize,
+    out: SharedMut<'a>,
+}
+
+impl Inside<'_> {
+    /// One head of sequence `b`.
+    fn head<T: Operand>(&self, isa: Isa, b: usize, head: usize, (packed, block): &mut Work<T>) {
+        let (d, dh, qkv) = (self.d, self.d / self.heads, self.qkv);
+        let scale = 1.0 / (dh as f32).sqrt();
+        let (range, wanted) = (self.segments.range(b), self.queries.range(b));
+        let Some(past) = range.len().checked_sub(wanted.len()) else {
+            panic!("attention: {} of {} rows", wanted.len(), range.len());
+        };
+        let at = head * dh;
+        packed.pack(
+            isa,
+            (range.len(), dh),
+            |j| &qkv.row(range.start + j)[d + at..d + at + dh],
+            |j| &qkv.row(range.start + j)[2 * d + at..2 * d + at + dh],
+        );
+        let biases = self.rel.as_ref().map(|rel| {
+            // Distances −(T − 1) to T − 1.
+            let first = rel.center + 1 - range.len().max(1);
+            let rows = (2 * range.len()).saturating_sub(1);
+            packed.pack_positions(isa, rows, dh, |e| &rel.p.row(first + e)[at..at + dh]);
+            (&rel.u.data()[at..at + dh], &rel.v.data()[at..at + dh])
+        });
+        for start in (past..range.len()).step_by(BLOCK_QUERIES) {
+            let end = (start + BLOCK_QUERIES).min(range.len());
+            block.start(dh);
+            for i in start..end {
+                let q = &qkv.row(range.start + i)[at..at + dh];
+                let count = self.masks.get(b).end(i, range.len());
+                block.push(isa, q, biases, scale, count);
+            }
+            let distances = biases.map(|_| Distances {
+                positions: packed.positions(),
+                first_query: start,
+                last: range.len() - 1,
+            });
+            block.attend(isa, &packed.pages(), distances);
+            for i in start..end {
+                let row = wanted.start + i - past;
+                // SAFETY: no two tasks share both a row and a head.
+                let to = unsafe { self.out.slice(row * d + at, dh) };
+                block.result(i - start, to);
+            }
+        }
     }
 }

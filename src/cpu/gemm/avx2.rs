@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Accumulators, BLOCK_ROWS, Call, Isa, WIDTH, panels_per_call, rows_per_call};
+use super::{Call, Isa, Target, WIDTH, rows_per_call};
 
 /// Bytes that a stream of weights is fetched ahead.
 const PREFETCH_BYTES: usize = 1024;
@@ -39,16 +39,21 @@ impl Load for u16 {
     }
 }
 
-/// `acc (+)= a b`
-pub(super) fn run<W: Load>(_proof: Isa, call: &Call<'_>, b: &[W], acc: &mut Accumulators) {
-    assert!(call.rows <= BLOCK_ROWS && call.panels <= acc.len());
+/// `out (+)= a b`
+pub(super) fn run<W: Load>(_proof: Isa, call: &Call<'_>, b: &[W], out: Target<'_>) {
+    assert!(call.rows > 0 && call.panels > 0);
     assert!(call.a.len() >= (call.rows - 1) * call.row_stride + call.depth);
     assert!(b.len() >= (call.panels - 1) * call.panel_stride + call.depth * WIDTH);
+    assert!(out.values.len() >= out.end(call.rows, call.panels));
     let per_call = rows_per_call(call.rows);
     let mut row = 0;
     while row < call.rows {
         let rows = per_call.min(call.rows - row);
-        let wide = panels_per_call(rows);
+        let wide = match rows {
+            1 => 4,
+            2 => 2,
+            _ => 1,
+        };
         let mut panel = 0;
         while panel < call.panels {
             let panels = if call.panels - panel >= wide { wide } else { 1 };
@@ -58,7 +63,9 @@ pub(super) fn run<W: Load>(_proof: Isa, call: &Call<'_>, b: &[W], acc: &mut Accu
                 b: b[panel * call.panel_stride..].as_ptr(),
                 panel_stride: call.panel_stride,
                 depth: call.depth,
-                acc: acc[panel][row..].as_mut_ptr().cast(),
+                out: out.values[row * out.row_stride + panel * out.panel_stride..].as_mut_ptr(),
+                out_row_stride: out.row_stride,
+                out_panel_stride: out.panel_stride,
                 fresh: call.fresh,
             };
             // SAFETY: the level says that AVX2 and FMA are there; the assertions above cover every row and panel of the tile.
@@ -80,7 +87,7 @@ pub(super) fn run<W: Load>(_proof: Isa, call: &Call<'_>, b: &[W], acc: &mut Accu
     }
 }
 
-/// Where a tile begins in the input, the weights and the accumulators.
+/// Where a tile begins in the input, the weights and the sums.
 #[derive(Clone, Copy)]
 struct Corner<W> {
     a: *const f32,
@@ -88,21 +95,23 @@ struct Corner<W> {
     b: *const W,
     panel_stride: usize,
     depth: usize,
-    acc: *mut f32,
+    out: *mut f32,
+    out_row_stride: usize,
+    out_panel_stride: usize,
     fresh: bool,
 }
 
 /// `R` rows by `P` panels.
 ///
 /// # Safety
-/// AVX2 and FMA must be there; `a`, `b` and `acc` must be valid for the whole tile.
+/// AVX2 and FMA must be there; `a`, `b` and `out` must be valid for the whole tile.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tile<W: Load, const R: usize, const P: usize>(t: Corner<W>) {
     const { assert!(R * P * 2 <= 12) };
     let mut c = [[[_mm256_setzero_ps(); 2]; R]; P];
     // SAFETY: all offsets stay inside the tile.
     unsafe {
-        let at = |p: usize, r: usize| t.acc.add((p * BLOCK_ROWS + r) * WIDTH);
+        let at = |p: usize, r: usize| t.out.add(r * t.out_row_stride + p * t.out_panel_stride);
         if !t.fresh {
             for p in 0..P {
                 for r in 0..R {

@@ -7,7 +7,9 @@
 //! kernel computes the same bytes. The rounding adds errors of at most 2⁻¹⁶ of a segment's largest value, where int8 weights have 2⁻⁸ of a
 //! channel's.
 
-use super::{Input, Isa, Level, WIDTH};
+use super::{Accumulators, Input, Isa, Level, WIDTH};
+#[cfg(target_arch = "x86_64")]
+use super::{Call, Target, avx512};
 use crate::cpu::isa::per_isa;
 
 /// Depth that shares one scale.
@@ -103,21 +105,65 @@ impl Rows {
         }
     }
 
-    /// `acc [rows] = rows · panel`
-    pub(super) fn multiply(&self, isa: Isa, panel: &[i8], acc: &mut [[f32; WIDTH]]) {
-        assert_eq!(acc.len(), self.count, "gemm: rows");
+    /// `acc [panel][rows] = rows · panel` for `count` panels of `size` weights.
+    pub(super) fn multiply(
+        &self,
+        isa: Isa,
+        b: &[i8],
+        (count, size): (usize, usize),
+        acc: &mut Accumulators,
+    ) {
         assert_eq!(
-            panel.len(),
+            size,
             self.depth.next_multiple_of(2) * WIDTH,
             "gemm: a panel's depth"
         );
-        acc.fill([0.0; WIDTH]);
-        for (segment, weights) in panel.chunks(SEGMENT * WIDTH).enumerate() {
-            match isa.level() {
-                Level::Portable => portable(self.stretch(segment, 0, self.count), weights, acc),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => super::int8_avx2::run(isa, self, segment, weights, acc),
+        if size == 0 {
+            acc[..count].as_flattened_mut().fill([0.0; WIDTH]);
+            return;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if isa.level() == Level::Avx512 {
+            return self.multiply_avx512(isa, b, (count, size), acc);
+        }
+        for (panel, acc) in b.chunks_exact(size).zip(&mut acc[..count]) {
+            let acc = &mut acc[..self.count];
+            acc.fill([0.0; WIDTH]);
+            for (segment, weights) in panel.chunks(SEGMENT * WIDTH).enumerate() {
+                match isa.level() {
+                    Level::Portable => portable(self.stretch(segment, 0, self.count), weights, acc),
+                    #[cfg(target_arch = "x86_64")]
+                    Level::Avx2 | Level::Avx512 => {
+                        super::int8_avx2::run(isa, self, segment, weights, acc);
+                    }
+                }
             }
+        }
+    }
+
+    /// The same for all panels at once.
+    #[cfg(target_arch = "x86_64")]
+    fn multiply_avx512(
+        &self,
+        isa: Isa,
+        b: &[i8],
+        (count, size): (usize, usize),
+        acc: &mut Accumulators,
+    ) {
+        for first in (0..self.depth).step_by(SEGMENT) {
+            let x = self.stretch(first / SEGMENT, 0, self.count);
+            let call = Call {
+                a: x.values,
+                row_stride: SEGMENT,
+                rows: self.count,
+                depth: SEGMENT.min(self.depth - first),
+                panel_stride: size,
+                panels: count,
+                fresh: first == 0,
+            };
+            let b = avx512::Side::strided(&b[first * WIDTH..], count, size);
+            let out = Target::accumulators(acc);
+            avx512::run::<avx512::Integer>(isa, &call, Some(x.scales), b, out);
         }
     }
 }
@@ -161,6 +207,7 @@ fn portable(x: Stretch<'_>, weights: &[i8], acc: &mut [[f32; WIDTH]]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{BLOCK_ROWS, MAX_PANELS};
     use super::*;
 
     fn wave(n: usize, f: f32) -> Vec<f32> {
@@ -188,20 +235,36 @@ mod tests {
         }
     }
 
+    /// Sums of all rows with each of some panels.
+    fn multiplied(isa: Isa, rows: &Rows, panels: &[&[i8]]) -> Vec<Vec<[f32; WIDTH]>> {
+        let mut acc = Box::new([[[f32::NAN; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
+        let shape = (panels.len(), panels[0].len());
+        rows.multiply(isa, &panels.concat(), shape, &mut acc);
+        let sums = acc[..panels.len()].iter();
+        sums.map(|acc| acc[..rows.count].to_vec()).collect()
+    }
+
     #[test]
     fn kernels_agree_to_the_bit() {
         for depth in [0, 1, 2, 7, 255, 256, 257, 1000] {
-            for count in [1, 2, 3, 4, 5, 6, 7, 11, 96] {
+            for count in [1, 2, 3, 4, 5, 6, 7, 11, 16, 31, 96] {
                 let (x, panel) = (wave(count * depth, 0.37), panel(depth));
-                let [fast, plain] = [Isa::detect(), Isa::PORTABLE].map(|isa| {
-                    let mut acc = vec![[f32::NAN; WIDTH]; count];
-                    loaded(isa, &plain(&x, depth), count).multiply(isa, &panel, &mut acc);
-                    acc.as_flattened()
-                        .iter()
-                        .map(|v| v.to_bits())
-                        .collect::<Vec<_>>()
-                });
-                assert!(fast == plain, "{count} rows of {depth}");
+                let other: Vec<i8> = panel.iter().rev().copied().collect();
+                for panels in 1..=MAX_PANELS {
+                    let panels = &[&panel[..], &other, &other, &panel][..panels];
+                    let sums = |isa| {
+                        let rows = loaded(isa, &plain(&x, depth), count);
+                        let sums = multiplied(isa, &rows, panels);
+                        let values = sums.concat();
+                        let values = values.as_flattened().iter();
+                        values.map(|v| v.to_bits()).collect::<Vec<_>>()
+                    };
+                    let expected = sums(Isa::PORTABLE);
+                    for isa in Isa::available() {
+                        let name = isa.name();
+                        assert!(sums(isa) == expected, "{name}: {count} rows of {depth}");
+                    }
+                }
             }
         }
     }
@@ -210,12 +273,13 @@ mod tests {
     fn the_largest_sums_fit() {
         let x = vec![1.0; SEGMENT];
         for w in [-128, 127] {
-            let mut acc = [[0.0; WIDTH]];
             let panel = vec![w; SEGMENT * WIDTH];
-            loaded(Isa::detect(), &plain(&x, SEGMENT), 1).multiply(Isa::detect(), &panel, &mut acc);
             let expected = f32::from(w) * SEGMENT as f32;
-            for sum in acc[0] {
-                assert!((sum / expected - 1.0).abs() < 1e-6, "{sum} {expected}");
+            for isa in Isa::available() {
+                let rows = loaded(isa, &plain(&x, SEGMENT), 1);
+                for sum in multiplied(isa, &rows, &[&panel])[0][0] {
+                    assert!((sum / expected - 1.0).abs() < 1e-6, "{sum} {expected}");
+                }
             }
         }
     }
@@ -263,11 +327,11 @@ mod tests {
     #[test]
     fn what_is_not_finite_stays_visible() {
         for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            for isa in [Isa::detect(), Isa::PORTABLE] {
+            for isa in Isa::available() {
                 let mut x = wave(3 * 300, 0.3);
                 x[300 + 41] = bad;
-                let mut acc = [[0.0; WIDTH]; 3];
-                loaded(isa, &plain(&x, 300), 3).multiply(isa, &panel(300), &mut acc);
+                let rows = loaded(isa, &plain(&x, 300), 3);
+                let acc = &multiplied(isa, &rows, &[&panel(300)])[0];
                 assert!(acc[1].iter().all(|v| v.is_nan()), "{bad}");
                 assert!(
                     [acc[0], acc[2]]

@@ -1,11 +1,15 @@
 //! Matrix products on packed weights: linear layers and, as products over shifted rows, convolutions.
 //!
 //! Every output is one chain of multiply-adds over `k = 0, 1, …`, in that order, whatever the number of input rows and whatever kernel
-//! computes it; with int8 weights it is a chain over the exact sums of fixed stretches of `k`. So a row's bytes do not depend on its
+//! computes it; with pairs of bf16 it is a chain over pairs, with int8 weights over the exact sums of fixed stretches of `k`. So a row's bytes do not depend on its
 //! neighbours nor on the threads. What may be chosen freely, and is chosen for speed, is which outputs are computed together.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 mod finish;
 mod int8;
 #[cfg(target_arch = "x86_64")]
@@ -13,7 +17,9 @@ mod int8_avx2;
 mod panels;
 mod portable;
 
-pub(crate) use panels::{Panels, Row, WIDTH};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::{Bf16, Side, Single, round_to_bf16, run as run_avx512};
+pub(crate) use panels::{Panels, Row, Stored, WIDTH};
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -28,6 +34,9 @@ use panels::Values;
 pub(crate) const BLOCK_ROWS: usize = 96;
 /// Depth of a block: 16 KiB of an f32 panel.
 const BLOCK_K: usize = 256;
+/// Depth of a block of pairs of bf16: 512 KiB of four panels.
+#[cfg(target_arch = "x86_64")]
+const BLOCK_PAIRS_K: usize = 4096;
 /// Bytes of input that a block of rows may span, so that it stays in the second-level cache.
 const BLOCK_BYTES: usize = 192 * 1024;
 /// Most panels that one kernel call covers.
@@ -98,9 +107,11 @@ pub(crate) fn run(
     let group = job.group();
     let groups = w.panels.count.div_ceil(group);
     let wanted = (pool.threads() * CHUNKS_PER_THREAD).div_ceil(blocks.count);
+    let whole = MAX_PANELS / group;
     let per_chunk = match pool.threads() {
         1 => groups,
-        _ => groups.div_ceil(wanted).max(MAX_PANELS / group),
+        // Whole calls: the fewer panels, the less a kernel makes of the input that it loads.
+        _ => (groups.div_ceil(wanted) / whole * whole).max(whole),
     };
     let column_chunks = groups.div_ceil(per_chunk);
     pool.run(blocks.count * column_chunks, |chunk| {
@@ -121,6 +132,8 @@ thread_local! {
     static WORKSPACE: RefCell<Workspace> = RefCell::new(Workspace {
         acc: Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS]),
         rounded: int8::Rows::default(),
+        #[cfg(target_arch = "x86_64")]
+        pairs: bf16::Rows::default(),
     });
 }
 
@@ -129,6 +142,9 @@ struct Workspace {
     acc: Box<Accumulators>,
     /// Rows of the block under way, for int8 weights: kept because a thread often works on several chunks of the same rows.
     rounded: int8::Rows,
+    /// The same for products of pairs of bf16.
+    #[cfg(target_arch = "x86_64")]
+    pairs: bf16::Rows,
 }
 
 /// The spans cut into blocks of at most `rows` rows.
@@ -191,7 +207,8 @@ impl Job<'_> {
     fn row_bytes(&self) -> usize {
         match self.w.panels.values() {
             Values::I8(_) => int8::Rows::row_bytes(self.w.panels.k),
-            _ => self.x.row_stride * size_of::<f32>(),
+            Values::Pairs(_) => self.x.row_stride * size_of::<u16>(),
+            Values::F32(_) | Values::Bf16(_) => self.x.row_stride * size_of::<f32>(),
         }
     }
 
@@ -203,24 +220,31 @@ impl Job<'_> {
         (index, (span, offset)): (usize, (Span, usize)),
         panels: Range<usize>,
     ) {
-        let Workspace { acc, rounded } = workspace;
+        let acc = &mut *workspace.acc;
         let input = span.input + offset * self.x.row_stride;
+        let name = (self.number, index);
         if let Values::I8(_) = self.w.panels.values() {
-            rounded.load(isa, (self.number, index), &self.x, input, span.rows);
+            let (rounded, x) = (&mut workspace.rounded, &self.x);
+            rounded.load(isa, name, x, input, span.rows);
         }
-        let step = panels_per_call(span.rows).max(self.group());
+        let step = panels_per_call(isa, span.rows).max(self.group());
         for panel in panels.clone().step_by(step) {
             let count = step.min(panels.end - panel);
             let range = panel..panel + count;
+            self.expect_output(panel, count, (span.out + offset * self.row_step, span.rows));
             match self.w.panels.values() {
                 Values::F32(b) => self.accumulate(isa, b, (input, span.rows), range, acc),
                 Values::Bf16(b) => self.accumulate(isa, b, (input, span.rows), range, acc),
+                #[cfg(target_arch = "x86_64")]
+                Values::Pairs(b) => {
+                    let span = Span { input, ..span };
+                    let x = workspace.pairs.load(isa, name, &self.x, span);
+                    self.accumulate_pairs(isa, b, (x, span.rows), range, acc);
+                }
                 Values::I8(b) => {
                     let size = self.w.panels.panel_values();
-                    for (panel, acc) in range.zip(acc.iter_mut()) {
-                        let panel = &b[panel * size..(panel + 1) * size];
-                        rounded.multiply(isa, panel, &mut acc[..span.rows]);
-                    }
+                    let b = &b[panel * size..];
+                    workspace.rounded.multiply(isa, b, (count, size), acc);
                 }
             }
             for p in (0..count).step_by(self.group()) {
@@ -232,6 +256,18 @@ impl Job<'_> {
                     row: span.out + offset * self.row_step,
                 };
                 finish::finish(isa, self, &tile);
+            }
+        }
+    }
+
+    /// Fetches the lines that results of some panels will be written to: the other threads have often held them last.
+    fn expect_output(&self, panel: usize, count: usize, (row, rows): (usize, usize)) {
+        #[cfg(target_arch = "x86_64")]
+        for row in (0..rows).map(|i| row + i * self.row_step) {
+            let column = panel / self.group() * WIDTH;
+            for p in 0..count / self.group() {
+                let place = row * self.stride + self.first_column + column + p * WIDTH;
+                self.out.expect(place);
             }
         }
     }
@@ -264,18 +300,55 @@ impl Job<'_> {
                     panels: panels.len(),
                     fresh: at == 0,
                 };
-                call.run(isa, &b[(panels.start * k + at) * WIDTH..], acc);
+                let b = &b[(panels.start * k + at) * WIDTH..];
+                call.run(isa, b, Target::accumulators(acc));
                 done += depth;
+            }
+        }
+    }
+
+    /// The same in pairs of bf16. The weights of a call stay in the second-level cache.
+    #[cfg(target_arch = "x86_64")]
+    fn accumulate_pairs(
+        &self,
+        isa: Isa,
+        b: &[u16],
+        (x, rows): (bf16::Rounded<'_>, usize),
+        panels: Range<usize>,
+        acc: &mut Accumulators,
+    ) {
+        let size = self.w.panels.panel_values();
+        if size == 0 {
+            acc.as_flattened_mut().as_flattened_mut().fill(0.0);
+            return;
+        }
+        for tap in 0..x.taps {
+            for done in (0..x.depth).step_by(BLOCK_PAIRS_K) {
+                let at = tap * x.depth + done;
+                let call = Call {
+                    a: &x.values[tap * x.tap_stride + done..],
+                    row_stride: x.row_stride,
+                    rows,
+                    depth: BLOCK_PAIRS_K.min(x.depth - done),
+                    panel_stride: size,
+                    panels: panels.len(),
+                    fresh: at == 0,
+                };
+                let b = &b[panels.start * size + at * WIDTH..];
+                let b = avx512::Side::strided(b, call.panels, size);
+                avx512::run::<Bf16>(isa, &call, None, b, Target::accumulators(acc));
             }
         }
     }
 }
 
 /// Panels that a kernel takes at once, so that enough chains are under way to hide the latency of a multiply-add.
-fn panels_per_call(rows: usize) -> usize {
-    match rows {
-        1 => 4,
-        2 => 2,
+fn panels_per_call(isa: Isa, rows: usize) -> usize {
+    match (isa.level(), rows) {
+        #[cfg(target_arch = "x86_64")]
+        (Level::Avx512, _) => MAX_PANELS,
+        (_, 1) => 4,
+        (_, 2) => 2,
         _ => 1,
     }
 }
@@ -285,34 +358,71 @@ fn rows_per_call(rows: usize) -> usize {
     rows.div_ceil(rows.div_ceil(6))
 }
 
-/// One stretch of depth of a block: `acc (+)= a b`, at most [`BLOCK_ROWS`] rows and [`MAX_PANELS`] panels.
-pub(crate) struct Call<'a> {
-    pub(crate) a: &'a [f32],
+/// Where a call puts its sums: those of a row and panel lie together.
+pub(crate) struct Target<'a> {
+    pub(crate) values: &'a mut [f32],
+    pub(crate) row_stride: usize,
+    pub(crate) panel_stride: usize,
+}
+
+impl<'a> Target<'a> {
+    fn accumulators(acc: &'a mut Accumulators) -> Self {
+        Self {
+            values: acc.as_flattened_mut().as_flattened_mut(),
+            row_stride: WIDTH,
+            panel_stride: BLOCK_ROWS * WIDTH,
+        }
+    }
+
+    /// One past the last value of so many rows and panels.
+    fn end(&self, rows: usize, panels: usize) -> usize {
+        (rows - 1) * self.row_stride + (panels - 1) * self.panel_stride + WIDTH
+    }
+}
+
+/// One stretch of depth of a block: `out (+)= a b`, at most [`MAX_PANELS`] panels.
+pub(crate) struct Call<'a, X = f32> {
+    pub(crate) a: &'a [X],
     pub(crate) row_stride: usize,
     pub(crate) rows: usize,
     pub(crate) depth: usize,
     pub(crate) panel_stride: usize,
     pub(crate) panels: usize,
-    /// Whether the accumulators start at zero.
+    /// Whether the sums start at zero.
     pub(crate) fresh: bool,
 }
 
 impl Call<'_> {
     /// `b` begins at the first panel's row for the first value of `a`.
-    pub(crate) fn run<W: Element>(&self, isa: Isa, b: &[W], acc: &mut Accumulators) {
+    pub(crate) fn run<W: Element>(&self, isa: Isa, b: &[W], out: Target<'_>) {
         match isa.level() {
-            Level::Portable => portable::run(self, b, acc),
+            Level::Portable => portable::run(self, b, out),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => avx2::run(isa, self, b, acc),
+            Level::Avx2 => avx2::run(isa, self, b, out),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => W::run_avx512(isa, self, b, out),
         }
     }
 }
 
 /// A stored weight that products widen to f32.
 #[cfg(target_arch = "x86_64")]
-pub(crate) trait Element: portable::Widen + avx2::Load {}
+pub(crate) trait Element: portable::Widen + avx2::Load {
+    /// [`Call::run`] where AVX-512 is there.
+    fn run_avx512(isa: Isa, call: &Call<'_>, b: &[Self], out: Target<'_>) {
+        avx2::run(isa, call, b, out);
+    }
+}
 #[cfg(target_arch = "x86_64")]
-impl<T: portable::Widen + avx2::Load> Element for T {}
+impl Element for f32 {
+    fn run_avx512(isa: Isa, call: &Call<'_>, b: &[Self], out: Target<'_>) {
+        let b = avx512::Side::strided(b, call.panels, call.panel_stride);
+        avx512::run::<avx512::Single>(isa, call, None, b, out);
+    }
+}
+/// Only lower levels store bf16 so; see [`Stored`].
+#[cfg(target_arch = "x86_64")]
+impl Element for u16 {}
 /// A stored weight that products widen to f32.
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) trait Element: portable::Widen {}

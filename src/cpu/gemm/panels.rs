@@ -1,4 +1,4 @@
-//! Packed weights: panels of 16 output channels, `[M / 16][K][16]` in f32 or bf16, `[M / 16][K / 2][16][2]` in int8.
+//! Packed weights: panels of 16 output channels, `[M / 16][K][16]` in f32 or bf16, `[M / 16][K / 2][16][2]` in int8 or pairs of bf16.
 //!
 //! One step of the inner loop reads one row of a panel, so a panel is read from front to back once, whatever the number of input rows.
 
@@ -6,7 +6,7 @@ use half::bf16;
 
 use crate::backend::Result;
 use crate::cpu::pages::advise_huge_pages;
-use crate::cpu::{WeightPrecision, out_of_memory};
+use crate::cpu::{Isa, WeightPrecision, out_of_memory};
 
 /// Output channels of a panel.
 pub(crate) const WIDTH: usize = 16;
@@ -20,12 +20,72 @@ struct Line([u8; 64]);
 
 /// Values of all panels.
 ///
-/// A bf16 row of 16 is stored with column `j` in the low and column `j + 8` in the high half of 32-bit word `j`: a shift and a mask make two
-/// vectors of eight f32. Int8 rows come in pairs, since integers are multiplied and added in pairs; past an odd depth the second row is zero.
+/// A bf16 row that is to be widened of 16 is stored with column `j` in the low and column `j + 8` in the high half of 32-bit word `j`: a shift and a mask make two
+/// vectors of eight f32. Int8 rows come in pairs, since integers are multiplied and added in pairs, and so do bf16 rows where
+/// the CPU does that with them; past an odd depth the second row is zero.
 pub(crate) enum Values<'a> {
     F32(&'a [f32]),
     Bf16(&'a [u16]),
+    #[cfg(target_arch = "x86_64")]
+    Pairs(&'a [u16]),
     I8(&'a [i8]),
+}
+
+/// How weights are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stored {
+    F32,
+    /// To be widened to f32.
+    Bf16,
+    /// To be multiplied as they are.
+    #[cfg(target_arch = "x86_64")]
+    Bf16Pairs,
+    Int8,
+}
+
+impl Stored {
+    /// How the kernels of `isa` want weights of linear layers.
+    pub(crate) fn linear(isa: Isa, precision: WeightPrecision) -> Self {
+        match precision {
+            WeightPrecision::F32 => Self::F32,
+            #[cfg(target_arch = "x86_64")]
+            WeightPrecision::Bf16 if isa.multiplies_bf16() => Self::Bf16Pairs,
+            WeightPrecision::Bf16 => Self::Bf16,
+            WeightPrecision::Int8 => Self::Int8,
+        }
+    }
+
+    /// The same of convolutions whose results need not be exact: pairs of bf16 where they are faster and linear layers are rounded too.
+    pub(crate) fn convolution(isa: Isa, precision: WeightPrecision) -> Self {
+        match precision {
+            #[cfg(target_arch = "x86_64")]
+            WeightPrecision::Bf16 | WeightPrecision::Int8 if isa.multiplies_bf16() => {
+                Self::Bf16Pairs
+            }
+            _ => Self::F32,
+        }
+    }
+
+    /// Bytes of a value.
+    fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+            #[cfg(target_arch = "x86_64")]
+            Self::Bf16Pairs => 2,
+            Self::Int8 => 1,
+        }
+    }
+
+    /// Depth of the panels of a matrix of depth `k`.
+    fn depth(self, k: usize) -> usize {
+        match self {
+            Self::F32 | Self::Bf16 => k,
+            #[cfg(target_arch = "x86_64")]
+            Self::Bf16Pairs => k.next_multiple_of(2),
+            Self::Int8 => k.next_multiple_of(2),
+        }
+    }
 }
 
 /// What a row source says of the row it has written.
@@ -39,7 +99,7 @@ pub(crate) enum Row {
 /// A packed `[M, K]` matrix.
 pub(crate) struct Panels {
     lines: Vec<Line>,
-    precision: WeightPrecision,
+    stored: Stored,
     /// One per packed channel when int8.
     pub(crate) scale: Vec<f32>,
     pub(crate) k: usize,
@@ -51,19 +111,14 @@ impl Panels {
     pub(crate) fn pack(
         count: usize,
         k: usize,
-        precision: WeightPrecision,
+        stored: Stored,
         mut fill: impl FnMut(usize, &mut [f32]) -> Option<Row>,
     ) -> Result<Self> {
-        let size = match precision {
-            WeightPrecision::F32 => 4,
-            WeightPrecision::Bf16 => 2,
-            WeightPrecision::Int8 => 1,
-        };
         let mut panels = Self {
-            lines: zeroed_lines(count * stored_depth(precision, k) * WIDTH * size)?,
-            precision,
-            scale: match precision {
-                WeightPrecision::Int8 => vec![1.0; count * WIDTH],
+            lines: zeroed_lines(count * stored.depth(k) * WIDTH * stored.bytes())?,
+            stored,
+            scale: match stored {
+                Stored::Int8 => vec![1.0; count * WIDTH],
                 _ => Vec::new(),
             },
             k,
@@ -82,24 +137,32 @@ impl Panels {
     fn store(&mut self, channel: usize, row: &mut [f32], kind: Row) {
         let (panel, column) = (channel / WIDTH, channel % WIDTH);
         let first = panel * self.panel_values();
-        if let (Row::Quantised(scale), false) = (&kind, self.precision == WeightPrecision::Int8) {
+        if let (Row::Quantised(scale), false) = (&kind, self.stored == Stored::Int8) {
             row.iter_mut().for_each(|v| *v *= scale);
         }
-        match self.precision {
-            WeightPrecision::F32 => {
+        match self.stored {
+            Stored::F32 => {
                 let values: &mut [f32] = bytemuck::cast_slice_mut(&mut self.lines);
                 for (k, &v) in row.iter().enumerate() {
                     values[first + k * WIDTH + column] = v;
                 }
             }
-            WeightPrecision::Bf16 => {
+            Stored::Bf16 => {
                 let values: &mut [u16] = bytemuck::cast_slice_mut(&mut self.lines);
                 let place = 2 * (column % 8) + column / 8;
                 for (k, &v) in row.iter().enumerate() {
                     values[first + k * WIDTH + place] = bf16::from_f32(v).to_bits();
                 }
             }
-            WeightPrecision::Int8 => {
+            #[cfg(target_arch = "x86_64")]
+            Stored::Bf16Pairs => {
+                let values: &mut [u16] = bytemuck::cast_slice_mut(&mut self.lines);
+                for (k, &v) in row.iter().enumerate() {
+                    let place = 2 * (k / 2 * WIDTH + column) + k % 2;
+                    values[first + place] = bf16::from_f32(v).to_bits();
+                }
+            }
+            Stored::Int8 => {
                 let scale = match kind {
                     Row::Quantised(scale) => scale,
                     Row::Values => {
@@ -121,30 +184,24 @@ impl Panels {
 
     /// Values of a panel, with what pads it.
     pub(super) fn panel_values(&self) -> usize {
-        stored_depth(self.precision, self.k) * WIDTH
+        self.stored.depth(self.k) * WIDTH
     }
 
     /// All panels, one after the other.
     pub(crate) fn values(&self) -> Values<'_> {
         let n = self.count * self.panel_values();
-        match self.precision {
-            WeightPrecision::F32 => Values::F32(&bytemuck::cast_slice(&self.lines)[..n]),
-            WeightPrecision::Bf16 => Values::Bf16(&bytemuck::cast_slice(&self.lines)[..n]),
-            WeightPrecision::Int8 => Values::I8(&bytemuck::cast_slice(&self.lines)[..n]),
+        match self.stored {
+            Stored::F32 => Values::F32(&bytemuck::cast_slice(&self.lines)[..n]),
+            Stored::Bf16 => Values::Bf16(&bytemuck::cast_slice(&self.lines)[..n]),
+            #[cfg(target_arch = "x86_64")]
+            Stored::Bf16Pairs => Values::Pairs(&bytemuck::cast_slice(&self.lines)[..n]),
+            Stored::Int8 => Values::I8(&bytemuck::cast_slice(&self.lines)[..n]),
         }
     }
 
     /// Bytes of the weights.
     pub(crate) fn bytes(&self) -> usize {
         size_of_val(self.lines.as_slice()) + size_of_val(self.scale.as_slice())
-    }
-}
-
-/// Depth of the panels of a matrix of depth `k`.
-fn stored_depth(precision: WeightPrecision, k: usize) -> usize {
-    match precision {
-        WeightPrecision::F32 | WeightPrecision::Bf16 => k,
-        WeightPrecision::Int8 => k.next_multiple_of(2),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{Accumulators, Call, WIDTH};
+use super::{Call, Target, WIDTH};
 
 /// A row of a panel as f32.
 pub(crate) trait Widen: Copy + Sync {
@@ -22,18 +22,19 @@ impl Widen for u16 {
     }
 }
 
-/// `acc (+)= a b`
-pub(super) fn run<W: Widen>(call: &Call<'_>, b: &[W], acc: &mut Accumulators) {
-    for (panel, acc) in acc.iter_mut().enumerate().take(call.panels) {
+/// `out (+)= a b`
+pub(super) fn run<W: Widen>(call: &Call<'_>, b: &[W], out: Target<'_>) {
+    for panel in 0..call.panels {
         let b = &b[panel * call.panel_stride..][..call.depth * WIDTH];
-        for (row, acc) in acc.iter_mut().enumerate().take(call.rows) {
+        for row in 0..call.rows {
+            let sums = &mut out.values[row * out.row_stride + panel * out.panel_stride..][..WIDTH];
             if call.fresh {
-                *acc = [0.0; WIDTH];
+                sums.fill(0.0);
             }
             let a = &call.a[row * call.row_stride..][..call.depth];
             for (a, b) in a.iter().zip(b.as_chunks::<WIDTH>().0) {
-                for (acc, w) in acc.iter_mut().zip(W::widen(b)) {
-                    *acc += a * w;
+                for (sum, w) in sums.iter_mut().zip(W::widen(b)) {
+                    *sum += a * w;
                 }
             }
         }
