@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Step 7: speech tokens and speaker embeddings of the whole corpus, from the trained tokenizer and speaker encoder.
+"""Step 8: speech tokens and speaker embeddings of the whole corpus, from the trained tokenizer and speaker encoder.
 
     make_tokens.py --data DATA --ckpt CKPT [--device cuda]
 
@@ -61,10 +61,13 @@ def main():
     args.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args.add_argument("--threads", type=int, default=1)
     args.add_argument("--add", action="store_true")
+    args.add_argument("--no-embeddings", action="store_true", help="what the encoder of the flow and the language model learn from")
     args = args.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer, encoder = SpeechTokenizer(DIMS.tokenizer), SpeakerEncoder(DIMS.speaker)
     for model, name in ((tokenizer, "tokenizer"), (encoder, "speaker")):
+        if model is encoder and args.no_embeddings:
+            continue
         model.load_state_dict(averaged_state(args.ckpt, name))
         model.to(args.device).eval()
     tokens, embeddings, warped, used = {}, {}, {}, torch.zeros(DIMS.tokenizer.codebook, dtype=torch.long)
@@ -88,7 +91,7 @@ def main():
         used += torch.bincount(ids.flatten().long(), minlength=len(used))
     # some of each speaker, of every length: the speaker encoder takes longer than the tokenizer
     for row in sorted(corpus.rows, key=lambda row: zlib.crc32(row["key"].encode())):
-        if known[row["speaker"]] < EMBEDDED and row["key"] not in embeddings:
+        if not args.no_embeddings and known[row["speaker"]] < EMBEDDED and row["key"] not in embeddings:
             low = resample_batch(corpus.audio(row)[None].to(args.device), SAMPLE_RATE, PROMPT_RATE)
             embeddings[row["key"]] = encoder(fbank_16k(low))[0].cpu().half()
             known[row["speaker"]] += 1

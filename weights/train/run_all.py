@@ -20,11 +20,11 @@ UNFINISHED = 75
 # glibc would give large blocks back and fault their pages in again at every step: a sixth of the flow's time on a CPU
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 SPEAKERS = ("heart=40,joe=2,kumo=0.5,alpha=0.5,gongitsune=0.3,tebukuro=0.3,gongitsune+kumo=0.2,"
-            "heart@0.84=0.4,heart@0.91=0.4,heart@1.09=0.4,heart@1.18=0.4,joe@0.9=0.3,joe@1.12=0.3,joe@1.2=0.3,"
+            "heart@0.84=0.6,heart@1.14=0.6,heart@0.92=0.4,heart@1.06=0.4,heart@1.2=0.4,joe@0.9=0.3,joe@1.12=0.3,joe@1.2=0.3,"
             "kumo@0.92=0.2,kumo@1.1=0.2,alpha@0.9=0.2,alpha@1.08=0.2")
 FLITE_SPEAKERS = ",slt=0.4,rms=0.4,awb=0.4,slt@0.88=0.2,slt@1.13=0.2,rms@0.9=0.2,rms@1.15=0.2,awb@1.12=0.2,awb@0.9=0.2"
 REPLAYED = "".join(f",{name}~{ratio}=0.1" for name in ("kumo", "alpha", "joe") for ratio in (0.84, 0.92, 1.09, 1.18))
-TINY_SPEAKERS = "heart=0.006,heart@1.1=0.003,joe=0.001,joe~0.9=0.001,alpha=0.001,kumo=0.001"
+TINY_SPEAKERS = "heart=0.006,heart@0.84=0.002,heart@1.14=0.002,joe=0.001,joe~0.9=0.001,kumo=0.001"
 # shares of --minutes; the three later shares sum to 1 along the critical path tokenizer -> tokens -> llm
 TIME = {"vocoder": 0.95, "tokenizer": 0.30, "speaker": 0.15, "flow": 0.60, "llm": 0.65}
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Step 8: train the flow (tokens, speaker embedding and a part of the mel -> mel).
+"""Step 9: train the flow (tokens, speaker embedding and a part of the mel -> mel).
 
 Two helper losses make the encoder say what is spoken: its mean must be near the mel, and where the teacher told the phoneme
 of every frame a small reader must be able to tell it from that mean. `--only encoder` trains with these alone: half the
@@ -13,6 +13,7 @@ import random
 import torch
 import torch.nn.functional as F
 
+from tinyvoice.alignment import evenly
 from tinyvoice.config import DIMS, MEL_BINS, SPK_DIM
 from tinyvoice.corpus import Corpus, trained_on, with_features
 from tinyvoice.models.flow import Flow
@@ -20,7 +21,7 @@ from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
 
 SILENT = -11.5     # log mel
 LEAST_SPREAD, EVEN_SPREAD, MOST_DIRECTIONS = 0.03, 0.3, 32
-PRIOR_WEIGHT, SOUND_WEIGHT, READER_WIDTH = 1.0, 0.4, 256
+PRIOR_WEIGHT, SOUND_WEIGHT, READER_WIDTH = 1.0, 1.0, 256
 
 
 class Embeddings:
@@ -67,6 +68,7 @@ def main():
                         help="with --begin: another speaker encoder has made the embeddings")
     parser.add_argument("--helpers-first", type=int, default=0, metavar="STEPS",
                         help="with --begin: train the reader alone so long")
+    parser.add_argument("--main", metavar="SPEAKER", help="the encoder's mean is to be the mel of this speaker, whoever speaks")
     parser.add_argument("--shares", default="", help="SPEAKER=SHARE of the utterances, comma between; the others share the rest")
     args = parser.parse_args()
     device = setup(args)
@@ -98,12 +100,15 @@ def main():
         embedding = torch.ones(len(rows), SPK_DIM)       # the encoder does without
         if args.only != "encoder":
             embedding = torch.stack([speakers.draw(row) for row in rows])
-        sounds = torch.full(mel.shape[::2], -1)
+        sounds, weights = torch.full(mel.shape[::2], -1), torch.zeros(mel.shape[::2])
         for i, row in enumerate(rows):
             known = [names[c] for c in row.get("frames", "")]
             sounds[i, :len(known)] = torch.tensor(known, dtype=torch.long)
+            weights[i, :len(known)] = torch.tensor(evenly(row.get("frames", "")))
+        is_main = torch.tensor([row["speaker"] == args.main for row in rows], device=device) if args.main else None
         with autocast(device):
-            loss, prior, sound = model.loss(padded, lengths, mel, embedding.to(device), sounds.to(device), reader, args.only)
+            loss, prior, sound = model.loss(padded, lengths, mel, embedding.to(device), sounds.to(device), weights.to(device),
+                                            reader, args.only, is_main)
         run.add(loss=loss, prior=prior, sound=sound)
         helpers = 0.0 if args.only == "estimator" else PRIOR_WEIGHT * prior + SOUND_WEIGHT * sound
         clipped_step(loss + helpers, optimizer, parameters)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Step 9: train the language model (text -> speech tokens).
+"""Step 10: train the language model (text -> speech tokens).
 
 Half of the rows are two utterances joined, which is what a prompt looks like, a third of these of two speakers, so that the
 tokens of a strange prompt do no harm; a twelfth are several short ones; a tenth have an instruction before the text, which is to

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Step 4: train the speech tokenizer.
+"""Step 5: train the speech tokenizer.
 
 The quantised codes must tell a small decoder the phonemes (frame by frame where the teacher tells them, else by CTC),
 the mel of the utterance given its mean and deviation over time, and the pitch relative to its mean: content and prosody,
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tinyvoice.alignment import evenly
 from tinyvoice.audio import warp
 from tinyvoice.config import DIMS, MEL_BINS
 from tinyvoice.corpus import Corpus, trained_on, with_features
@@ -97,9 +98,12 @@ def phoneme_losses(rows, tokens, phonemes, ids, by_token, by_frame):
     frame = ctc = by_token.sum() * 0
     if known:
         target = torch.full((len(known), by_frame.shape[2]), -1)
-        for row, line in zip(target, (rows[i]["frames"] for i in known)):
-            row[:len(line)] = torch.tensor([ids.get(c, 0) for c in line])
-        frame = F.cross_entropy(by_frame[known].float(), target.to(by_frame.device), ignore_index=-1)
+        weight = torch.zeros(target.shape)
+        for i, line in enumerate(rows[i]["frames"] for i in known):
+            target[i, :len(line)] = torch.tensor([ids.get(c, 0) for c in line])
+            weight[i, :len(line)] = torch.tensor(evenly(line))
+        entropy = F.cross_entropy(by_frame[known].float(), target.to(by_frame.device), ignore_index=-1, reduction="none")
+        frame = (entropy * weight.to(entropy.device)).sum() / weight.sum()
     if other:
         targets = [torch.tensor(phonemes[rows[i]["text"]]) for i in other]
         ctc = F.ctc_loss(by_token[other].float().log_softmax(-1).transpose(0, 1), torch.cat(targets).to(by_token.device),

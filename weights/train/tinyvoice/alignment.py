@@ -8,6 +8,7 @@ import itertools
 from .teachers import SILENCE, STRESS
 
 FRAMES_PER_TOKEN = 2
+SILENT_WEIGHT = 0.25  # of a pause beside a phoneme
 REACH = 14            # phonemes that may be skipped because they are shorter than a frame
 
 
@@ -55,3 +56,12 @@ def spoken_text(text, phonemes, frames, lengths):
     if frame_at is None:
         return None
     return [tokens[i] for i in itertools.islice(frame_at, 0, None, FRAMES_PER_TOKEN)]
+
+
+def evenly(frames):
+    """A weight for every frame (a character each): each run of one phoneme weighs as much as any other, so that the burst of a `t` counts as much
+    as a long vowel. Silence weighs a quarter. The mean is 1."""
+    runs = [(c, len(list(run))) for c, run in itertools.groupby(frames)]
+    weights = [(SILENT_WEIGHT if c == SILENCE else 1.0) / count for c, count in runs for _ in range(count)]
+    scale = len(weights) / max(sum(weights), 1e-6)
+    return [scale * weight for weight in weights]

@@ -54,13 +54,14 @@ class Flow(nn.Module):
             x, context, lengths = x[:, :-LOOKAHEAD], x[:, -LOOKAHEAD:], lengths - LOOKAHEAD
         return self.encoder(x, lengths, streaming, context)
 
-    def loss(self, token, lengths, mel, embedding, sounds, reader, only=None):
+    def loss(self, token, lengths, mel, embedding, sounds, weights, reader, only=None, main=None):
         """Flow-matching loss of a padded batch: token [B, L], mel [B, 80, 2L], embedding [B, 192].
 
         As upstream trains: full attention or chunks with equal chance, a prompt of up to 30 % of the mel given to
-        half of the batch, conditions dropped for a fifth. Also returns the helper losses: the L1 of `mu` to the mel,
-        and the cross entropy of the phonemes `sounds` [B, 2L] (-1 where unknown) that `reader` reads from `mu`, which is
-        all that the estimator is told. With `only` "encoder" these are all there is, and the loss
+        half of the batch, conditions dropped for a fifth. Also returns the helper losses: the L1 of `mu` to the mel, of the rows
+        `main` (bool [B], None: of all: the encoder is not told who speaks, and the mean of many speakers is nobody's mel),
+        and the cross entropy of the phonemes `sounds` [B, 2L] (-1 where unknown), each frame by its weight, that `reader` reads from
+        `mu`, which is all that the estimator is told. With `only` "encoder" these are all there is, and the loss
         is 0; with "estimator" the encoder gets no gradient.
         """
         batch, _, time = mel.shape
@@ -68,11 +69,12 @@ class Flow(nn.Module):
         streaming = random.random() < 0.5
         with torch.set_grad_enabled(only != "estimator"):
             mu = self.encode(token, lengths, streaming)
-        known = (sounds >= 0).sum().clamp(min=1)
-        sound = F.cross_entropy(reader(mu), sounds, ignore_index=-1, reduction="sum") / known
+        weights = weights * (sounds >= 0)
+        sound = (F.cross_entropy(reader(mu).float(), sounds, ignore_index=-1, reduction="none") * weights).sum() / weights.sum().clamp(min=1)
         speaker = self.speaker(embedding)
         mask = (torch.arange(time, device=mel.device)[None] < 2 * lengths[:, None])[:, None].to(mel.dtype)
-        prior = (F.l1_loss(mu * mask, mel * mask, reduction="sum")) / (mask.sum() * MEL_BINS)
+        taught = mask if main is None else mask * main[:, None, None]
+        prior = (F.l1_loss(mu * taught, mel * taught, reduction="sum")) / (taught.sum() * MEL_BINS).clamp(min=1)
         if only == "encoder":
             return prior.new_zeros(()), prior, sound
         share = torch.rand(batch, device=mel.device) * 0.3 * (torch.rand(batch, device=mel.device) < 0.5)
