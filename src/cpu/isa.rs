@@ -1,8 +1,15 @@
 //! Which instruction set the fast paths use, found at run time, and the macro that compiles a loop once per set.
 
+#[cfg(target_arch = "x86_64")]
+use super::gemm::Hardware;
+
 /// An instruction set that this process may use. Only [`Isa::detect`] makes the higher ones, so having one proves that it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Isa(Level);
+pub struct Isa {
+    level: Level,
+    /// Whether tile registers multiply pairs of bf16.
+    tiles: bool,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
@@ -16,7 +23,14 @@ pub(crate) enum Level {
 
 impl Isa {
     /// No instructions beyond the target's baseline.
-    pub const PORTABLE: Self = Self(Level::Portable);
+    pub const PORTABLE: Self = Self::without_tiles(Level::Portable);
+
+    const fn without_tiles(level: Level) -> Self {
+        Self {
+            level,
+            tiles: false,
+        }
+    }
 
     /// The best set that this CPU has.
     pub fn detect() -> Self {
@@ -28,7 +42,7 @@ impl Isa {
         let mut all = vec![Self::PORTABLE];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            all.insert(0, Self(Level::Avx2));
+            all.insert(0, Self::without_tiles(Level::Avx2));
             if is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
@@ -36,7 +50,11 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vnni")
                 && is_x86_feature_detected!("avx512bf16")
             {
-                all.insert(0, Self(Level::Avx512));
+                all.insert(0, Self::without_tiles(Level::Avx512));
+                if Hardware::detect().is_some() {
+                    let level = Level::Avx512;
+                    all.insert(0, Self { level, tiles: true });
+                }
             }
         }
         all
@@ -44,7 +62,7 @@ impl Isa {
 
     /// Whether products are made of pairs of bf16, activations rounded as well as weights, where weights need not be exact.
     pub fn multiplies_bf16(self) -> bool {
-        match self.0 {
+        match self.level {
             Level::Portable => false,
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => false,
@@ -55,15 +73,23 @@ impl Isa {
 
     /// For matching in the dispatchers.
     pub(crate) fn level(self) -> Level {
-        self.0
+        self.level
+    }
+
+    /// The tile registers, where products of bf16 are to be made with them.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn tiles(self) -> Option<Hardware> {
+        self.tiles.then(Hardware::detect).flatten()
     }
 
     /// Its name in reports.
     pub fn name(self) -> &'static str {
-        match self.0 {
+        match self.level {
             Level::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2+fma",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 if self.tiles => "avx512+vnni+bf16+amx",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512+vnni+bf16",
         }

@@ -7,7 +7,8 @@
 //! CPU's instructions alone: not on its batch, nor on the number of threads.
 //!
 //! Fast paths are chosen at run time ([`Isa`]). They exist for AVX2 with FMA, which has been run on AMD Zen 3 and 4, and for AVX-512 with VNNI and
-//! BF16, which has been run on Zen 4. Everywhere else the portable loops run. There are no kernels for AMX.
+//! BF16, which has been run on Zen 4. Where a CPU has AMX, products of bf16 are made in its tile registers; that has been run on a model of
+//! the instructions only (`gemm/tiles.rs`), on no such CPU. Everywhere else the portable loops run.
 
 mod attention;
 mod buffer;

@@ -3,6 +3,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+#[cfg(target_arch = "x86_64")]
+use super::gemm::{REGISTER_PRODUCTS, register_products};
 use super::isa::{Isa, Level, per_isa};
 use super::{Buffer, Cpu};
 use crate::backend::Result;
@@ -44,7 +46,10 @@ impl Cpu {
             ),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => (
-                self.multiply_add_rate(x86::avx512_bf16, CHAINS * 32),
+                match self.isa.tiles() {
+                    Some(_) => self.multiply_add_rate(register_products, REGISTER_PRODUCTS),
+                    None => self.multiply_add_rate(x86::avx512_bf16, CHAINS * 32),
+                },
                 self.multiply_add_rate(x86::avx512_integers, CHAINS * 32),
             ),
         };

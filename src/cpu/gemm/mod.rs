@@ -1,9 +1,11 @@
 //! Matrix products on packed weights: linear layers and, as products over shifted rows, convolutions.
 //!
 //! Every output is one chain of multiply-adds over `k = 0, 1, …`, in that order, whatever the number of input rows and whatever kernel
-//! computes it; with pairs of bf16 it is a chain over pairs, with int8 weights over the exact sums of fixed stretches of `k`. So a row's bytes do not depend on its
+//! computes it; with pairs of bf16 it is a chain over pairs (in tile registers over the sums of 16 pairs), with int8 weights over the exact sums of fixed stretches of `k`. So a row's bytes do not depend on its
 //! neighbours nor on the threads. What may be chosen freely, and is chosen for speed, is which outputs are computed together.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -16,10 +18,16 @@ mod int8;
 mod int8_avx2;
 mod panels;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use amx::{REGISTER_PRODUCTS, register_products};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{Bf16, Side, Single, round_to_bf16, run as run_avx512};
 pub(crate) use panels::{Panels, Row, Stored, WIDTH};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use tiles::Hardware;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -335,8 +343,12 @@ impl Job<'_> {
                     fresh: at == 0,
                 };
                 let b = &b[panels.start * size + at * WIDTH..];
-                let b = avx512::Side::strided(b, call.panels, size);
-                avx512::run::<Bf16>(isa, &call, None, b, Target::accumulators(acc));
+                if let Some(mut tiles) = isa.tiles() {
+                    amx::run(&mut tiles, &call, b, Target::accumulators(acc));
+                } else {
+                    let b = avx512::Side::strided(b, call.panels, size);
+                    avx512::run::<Bf16>(isa, &call, None, b, Target::accumulators(acc));
+                }
             }
         }
     }

@@ -1,0 +1,288 @@
+//! The kernel for tile registers: 32 rows by 32 columns of sums of pairs of bf16, 32 values of the depth a step.
+//!
+//! Panels of pairs are what the second operand of `tdpbf16ps` has to be: 16 lines of 16 pairs. A row's sums do not depend on the rows
+//! beside it, so all products of a process take this way or none does.
+
+use super::tiles::{LANES, ROWS, Shape, Tiles};
+use super::{Call, Isa, MAX_PANELS, Target, WIDTH};
+
+const _: () = assert!(WIDTH == LANES, "a line of a panel is a row of a register");
+
+/// `out (+)= a b`, in pairs of bf16; `call.depth` is rounded up to whole pairs, and `b` begins at the first panel.
+pub(super) fn run(tiles: &mut impl Tiles, call: &Call<'_, u16>, b: &[u16], out: Target<'_>) {
+    let pairs = call.depth.div_ceil(2);
+    let (rows, panels) = (call.rows, call.panels);
+    assert!((1..=MAX_PANELS).contains(&panels) && rows > 0 && pairs > 0);
+    assert!(call.a.len() >= (rows - 1) * call.row_stride + 2 * pairs);
+    assert!(b.len() >= (panels - 1) * call.panel_stride + 2 * pairs * WIDTH);
+    assert!(out.values.len() >= out.end(rows, panels));
+    let whole = pairs / LANES * LANES;
+    // A register's shape holds for all of a stretch: first whole steps, then what is left of the depth.
+    for stretch in [0..whole, whole..pairs] {
+        let step = stretch.len().min(LANES);
+        if step == 0 {
+            continue;
+        }
+        for row in (0..rows).step_by(2 * ROWS) {
+            let first = (rows - row).min(ROWS);
+            let second = (rows - row - first).min(ROWS);
+            tiles.configure(Shape {
+                rows: [first, second.max(1)],
+                pairs: step,
+            });
+            for panel in (0..panels).step_by(2) {
+                let corner = Corner {
+                    a: call.a[row * call.row_stride + 2 * stretch.start..]
+                        .as_ptr()
+                        .cast(),
+                    row_bytes: 2 * call.row_stride,
+                    b: b[panel * call.panel_stride + 2 * stretch.start * WIDTH..]
+                        .as_ptr()
+                        .cast(),
+                    panel_bytes: 2 * call.panel_stride,
+                    steps: stretch.len() / step,
+                    step_bytes: 4 * step,
+                    out: out.values[row * out.row_stride + panel * out.panel_stride..]
+                        .as_mut_ptr()
+                        .cast(),
+                    out_row_bytes: 4 * out.row_stride,
+                    out_panel_bytes: 4 * out.panel_stride,
+                    fresh: call.fresh && stretch.start == 0,
+                };
+                // SAFETY: the assertions above cover every row and panel, and the shape every row of this corner.
+                unsafe { corner.run(tiles, second > 0, panel + 1 < panels) }
+            }
+        }
+    }
+    tiles.release();
+}
+
+/// Where a block of sums begins, and its input and weights. Distances are in bytes.
+struct Corner {
+    a: *const u8,
+    row_bytes: usize,
+    b: *const u8,
+    panel_bytes: usize,
+    steps: usize,
+    step_bytes: usize,
+    out: *mut u8,
+    out_row_bytes: usize,
+    out_panel_bytes: usize,
+    fresh: bool,
+}
+
+impl Corner {
+    /// One or two blocks of rows, one or two panels.
+    ///
+    /// # Safety
+    /// All of the input, the weights and the sums must be there, in the shape that is set.
+    unsafe fn run(&self, tiles: &mut impl Tiles, two_blocks: bool, two_panels: bool) {
+        const LINE: usize = 4 * WIDTH;
+        let below = self.out.wrapping_add(ROWS * self.out_row_bytes);
+        let (right, both) = (self.out_panel_bytes, two_blocks && two_panels);
+        // SAFETY: by the caller's promise; what is not there is not touched.
+        unsafe {
+            if self.fresh {
+                tiles.zero::<0>();
+                tiles.zero::<1>();
+                tiles.zero::<2>();
+                tiles.zero::<3>();
+            } else {
+                tiles.load::<0>(self.out, self.out_row_bytes);
+                if two_panels {
+                    tiles.load::<1>(self.out.wrapping_add(right), self.out_row_bytes);
+                }
+                if two_blocks {
+                    tiles.load::<2>(below, self.out_row_bytes);
+                }
+                if both {
+                    tiles.load::<3>(below.wrapping_add(right), self.out_row_bytes);
+                }
+            }
+            let (mut a, mut b) = (self.a, self.b);
+            for _ in 0..self.steps {
+                tiles.load::<6>(b, LINE);
+                tiles.load::<4>(a, self.row_bytes);
+                tiles.dot::<0, 4, 6>();
+                if two_panels {
+                    tiles.load::<7>(b.wrapping_add(self.panel_bytes), LINE);
+                    tiles.dot::<1, 4, 7>();
+                }
+                if two_blocks {
+                    tiles.load::<5>(a.wrapping_add(ROWS * self.row_bytes), self.row_bytes);
+                    tiles.dot::<2, 5, 6>();
+                }
+                if both {
+                    tiles.dot::<3, 5, 7>();
+                }
+                a = a.wrapping_add(self.step_bytes);
+                b = b.wrapping_add(self.step_bytes * WIDTH);
+            }
+            tiles.store::<0>(self.out, self.out_row_bytes);
+            if two_panels {
+                tiles.store::<1>(self.out.wrapping_add(right), self.out_row_bytes);
+            }
+            if two_blocks {
+                tiles.store::<2>(below, self.out_row_bytes);
+            }
+            if both {
+                tiles.store::<3>(below.wrapping_add(right), self.out_row_bytes);
+            }
+        }
+    }
+}
+
+/// Multiply-adds of one step of [`register_products`].
+pub(crate) const REGISTER_PRODUCTS: usize = 4 * ROWS * LANES * 2 * LANES;
+
+/// `steps` steps on registers alone, for measuring what they can do at most; 0 where there are none.
+pub(crate) fn register_products(isa: Isa, steps: usize, seed: f32) -> f32 {
+    let Some(mut tiles) = isa.tiles() else {
+        return 0.0;
+    };
+    let mut values = [[seed; LANES]; ROWS];
+    tiles.configure(Shape {
+        rows: [ROWS; 2],
+        pairs: LANES,
+    });
+    // SAFETY: a register is as large as `values`.
+    unsafe {
+        tiles.load::<4>(values.as_ptr().cast(), 4 * LANES);
+        tiles.load::<5>(values.as_ptr().cast(), 4 * LANES);
+        tiles.load::<6>(values.as_ptr().cast(), 4 * LANES);
+        tiles.load::<7>(values.as_ptr().cast(), 4 * LANES);
+        for _ in 0..steps {
+            tiles.dot::<0, 4, 6>();
+            tiles.dot::<1, 4, 7>();
+            tiles.dot::<2, 5, 6>();
+            tiles.dot::<3, 5, 7>();
+        }
+        tiles.store::<0>(values.as_mut_ptr().cast(), 4 * LANES);
+    }
+    tiles.release();
+    values[0][0]
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::super::tiles::{Hardware, Model};
+    use super::super::{Accumulators, BLOCK_ROWS};
+    use super::*;
+    use crate::backend::philox::{Stream, philox};
+
+    /// Values in (-1, 1), the same for the same `seed`.
+    fn draw(count: usize, seed: u64) -> Vec<u16> {
+        (0..count as u64)
+            .map(|i| philox(seed, Stream::Sampling, i, 0)[0])
+            .map(|bits| bf16::from_f32(bits as f32 / 2f32.powi(31) - 1.0).to_bits())
+            .collect()
+    }
+
+    struct Case {
+        depth: usize,
+        panels: usize,
+        a: Vec<u16>,
+        b: Vec<u16>,
+    }
+
+    impl Case {
+        fn new(rows: usize, depth: usize, panels: usize) -> Self {
+            Self {
+                depth,
+                panels,
+                a: draw(rows * depth, 1),
+                b: draw(panels * depth * WIDTH, 2),
+            }
+        }
+
+        /// The sums of the rows from `first` on, after so many calls that add to them.
+        fn run(
+            &self,
+            tiles: &mut impl Tiles,
+            first: usize,
+            rows: usize,
+            calls: usize,
+        ) -> Box<Accumulators> {
+            let mut acc = Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
+            for call in 0..calls {
+                let call = Call {
+                    a: &self.a[first * self.depth..],
+                    row_stride: self.depth,
+                    rows,
+                    depth: self.depth,
+                    panel_stride: self.depth * WIDTH,
+                    panels: self.panels,
+                    fresh: call == 0,
+                };
+                run(tiles, &call, &self.b, Target::accumulators(&mut acc));
+            }
+            acc
+        }
+
+        fn expected(&self, row: usize, panel: usize, column: usize) -> f64 {
+            let value = |bits: u16| f64::from(bf16::from_bits(bits).to_f32());
+            (0..self.depth)
+                .map(|k| {
+                    let at = panel * self.depth * WIDTH + 2 * (k / 2 * WIDTH + column) + k % 2;
+                    value(self.a[row * self.depth + k]) * value(self.b[at])
+                })
+                .sum()
+        }
+    }
+
+    fn check(tiles: &mut impl Tiles) {
+        for rows in [1, 2, 5, 16, 17, 31, 32, 33, 96] {
+            for (depth, panels) in [(2, 1), (30, 2), (32, 3), (62, 4), (64, 1), (100, 4)] {
+                let case = Case::new(rows, depth, panels);
+                let once = case.run(tiles, 0, rows, 1);
+                let twice = case.run(tiles, 0, rows, 2);
+                let last = case.run(tiles, rows - 1, 1, 1);
+                for panel in 0..panels {
+                    for row in 0..rows {
+                        for column in 0..WIDTH {
+                            let wanted = case.expected(row, panel, column);
+                            for (got, times) in [(&once, 1.0), (&twice, 2.0)] {
+                                let error = f64::from(got[panel][row][column]) - times * wanted;
+                                assert!(error.abs() < 2e-5, "{rows} x {depth} x {panels}: {error}");
+                            }
+                        }
+                    }
+                    assert_eq!(
+                        once[panel][rows - 1],
+                        last[panel][0],
+                        "a row depends on others"
+                    );
+                    assert!(once[panel].get(rows).is_none_or(|row| *row == [0.0; WIDTH]));
+                }
+                assert!(
+                    once[panels..]
+                        .as_flattened()
+                        .as_flattened()
+                        .iter()
+                        .all(|&v| v == 0.0)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn products_by_the_model_of_the_instructions() {
+        check(&mut Model::new());
+    }
+
+    #[test]
+    fn products_by_tile_registers() {
+        let Some(mut tiles) = Hardware::detect() else {
+            eprintln!("SKIPPED: this CPU has no tile registers, or the system does not lend them");
+            return;
+        };
+        check(&mut tiles);
+        let case = Case::new(96, 100, 4);
+        assert_eq!(
+            case.run(&mut tiles, 0, 96, 2),
+            case.run(&mut Model::new(), 0, 96, 2)
+        );
+    }
+}
