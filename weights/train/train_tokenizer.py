@@ -158,8 +158,8 @@ def main():
         args.batch = 2
     shares = {name: float(share) for name, share in (item.split("=") for item in args.shares.split(",") if item)}
     corpus = Corpus(args.data / "audio", keep=trained_on, shards=with_features(args.data / "audio"))
-    test = Corpus(args.data / "audio", "test", lambda name: name == "heart", shards=with_features(args.data / "audio"))
-    test.rows = [row for row in test.rows if "frames" in row][:TESTED]
+    test = Corpus(args.data / "audio", None, lambda name: name == "heart", shards=with_features(args.data / "audio"))
+    test.rows = [row for row in test.rows if row["split"] == "test" and "frames" in row][:TESTED]
     phonemes, ids = phoneme_table(args.data / "text.tsv")
     model = SpeechTokenizer(DIMS.tokenizer).to(device)
     reader = CodeReader(DIMS.tokenizer.fsq_dims, len(ids) + 1).to(device)
