@@ -6,8 +6,8 @@
 Output: DATA/tokens.pt with, per utterance key, its tokens (int16) and, of some utterances of each speaker, the embedding
 (float16 [192]). With `--add` the utterances that it holds already are kept as they are.
 
-Tokens tell something of who speaks: of the tokens of utterances whose frequencies are moved by a tenth to a third, a quarter
-change. The language model speaks in the tokens of the main voice, so a flow that learns from each speaker's own tokens hears the
+Tokens tell of who speaks: of the tokens of utterances that are read as others might have said them, a third stay what they were with
+the bundled tokenizer, two thirds with one that was trained to say the same of both. The language model speaks in the tokens of the main voice, so a flow that learns from each speaker's own tokens hears the
 speaker there and not in the embedding. Each utterance of a speaker with less than three hours of speech therefore has, as
 `warped`, the tokens of what it would be had others said it at the same time; of the other speakers one in three has one such reading.
 """
@@ -61,7 +61,7 @@ def main():
     args.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args.add_argument("--threads", type=int, default=1)
     args.add_argument("--add", action="store_true")
-    args.add_argument("--no-embeddings", action="store_true", help="what the encoder of the flow and the language model learn from")
+    args.add_argument("--no-embeddings", action="store_true", help="tokens alone: enough for the language model and the flow's encoder")
     args = args.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer, encoder = SpeechTokenizer(DIMS.tokenizer), SpeakerEncoder(DIMS.speaker)

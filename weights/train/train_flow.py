@@ -79,6 +79,8 @@ def main():
     tokens, warped = stored["tokens"], stored.get("warped", {})
     corpus = Corpus(args.data / "audio", keep=trained_on, tokens=tokens, shards=with_features(args.data / "audio"))
     speakers = Embeddings(corpus.rows, stored["embeddings"])
+    if args.only != "encoder" and (mute := {row["speaker"] for row in corpus.rows} - speakers.means.keys()):
+        raise SystemExit(f"no speaker embedding of {', '.join(sorted(mute))}: run make_tokens.py --add")
     names = {c: i for i, c in enumerate(sorted({c for row in corpus.rows for c in row.get("frames", "")}))}
     model = Flow(DIMS.flow, DIMS.tokenizer.codebook, args.dropout).to(device)
     reader = torch.nn.Sequential(torch.nn.Conv1d(MEL_BINS, READER_WIDTH, 5, padding=2), torch.nn.GELU(),
