@@ -48,9 +48,9 @@ def make_shard(job):
     while writer.samples < hours * 3600 * SAMPLE_RATE:
         split = "test" if rng.random() < TEST_SHARE else "train"
         text = rng.choice(sentences[split])
-        audio, frames = teacher.say(text, rng.randrange(2 ** 31))
+        audio, told = teacher.say(text, rng.randrange(2 ** 31))
         if audio is not None and len(audio) <= MAX_SECONDS * SAMPLE_RATE:
-            writer.add(speaker, split, text, audio, frames)
+            writer.add(speaker, split, text, audio, told)
     finish(folder, name, writer)
     return name, writer.samples / SAMPLE_RATE
 

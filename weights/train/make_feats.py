@@ -4,8 +4,7 @@
     make_feats.py --data DATA [--workers 2]
 
 For each shard NAME of DATA/audio: NAME.mel.f16 [50 Hz, 80] (`mel_24k`), NAME.log.f16 [100 Hz, 128] (`log_mel_16k`, its floor set
-by utterance) and NAME.f0.f16 [50 Hz] (`pitch`, of every fourth utterance; the others hold NaN: finding it takes longer than all else).
-Shards that have them are skipped.
+by utterance) and NAME.f0.f16 [50 Hz] (what the teacher told, or else `pitch`). Shards that have them are skipped.
 """
 import argparse
 import multiprocessing
@@ -19,8 +18,6 @@ from tinyvoice.audio import log_mel_16k, mel_24k, pitch, resample_batch
 from tinyvoice.config import PROMPT_RATE, SAMPLE_RATE
 from tinyvoice.corpus import FEATURES, Corpus
 
-PITCHED = 4
-
 
 @torch.inference_mode()
 def make(job):
@@ -28,11 +25,11 @@ def make(job):
     torch.set_num_threads(1)
     corpus = Corpus(folder, split=None, shards=[name])
     parts = {kind: (folder / f".{name}.{kind}.f16").open("wb") for kind in FEATURES}
-    for i, row in enumerate(corpus.rows):       # in the order of the audio
+    for row in corpus.rows:       # in the order of the audio
         audio = corpus.audio(row)[None]
         mel = mel_24k(audio)[0].T
         low = resample_batch(audio, SAMPLE_RATE, PROMPT_RATE)
-        f0 = pitch(audio)[0] if i % PITCHED == 0 else torch.full(mel.shape[:1], torch.nan)
+        f0 = torch.tensor(row["f0"]) if "f0" in row else pitch(audio)[0]
         for kind, values in (("mel", mel), ("log", log_mel_16k(low)[0].T), ("f0", f0)):
             parts[kind].write(values.contiguous().numpy().astype(np.float16).tobytes())
     for kind, part in parts.items():

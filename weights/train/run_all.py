@@ -4,7 +4,7 @@
     run_all.py --work WORK --out ../tiny [--device cuda] [--minutes 24] [--call-minutes 9] [--tiny-steps]
 
 Text and speech are made, then the parts are trained side by side: the vocoder all the time, the tokenizer and the
-speaker encoder first, the flow and the language model after the corpus was turned into tokens. Every stage leaves
+speaker encoder first, the flow and the language model after all of the corpus was turned into tokens. Every stage leaves
 WORK/done/STAGE; started again, the command goes on where it stopped. `--call-minutes` ends this call early (exit code
 75) with everything saved, for machines that are lent in slices. Logs: WORK/logs.
 """
@@ -21,10 +21,12 @@ UNFINISHED = 75
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
 SPEAKERS = ("heart=40,joe=2,kumo=0.5,alpha=0.5,gongitsune=0.3,tebukuro=0.3,gongitsune+kumo=0.2,"
             "heart@0.84=0.6,heart@1.14=0.6,heart@0.92=0.4,heart@1.06=0.4,heart@1.2=0.4,joe@0.9=0.3,joe@1.12=0.3,joe@1.2=0.3,"
-            "kumo@0.92=0.2,kumo@1.1=0.2,alpha@0.9=0.2,alpha@1.08=0.2")
+            "kumo@0.92=0.2,kumo@1.1=0.2,alpha@0.9=0.2,alpha@1.08=0.2,"
+            "heart@0.76^0.8=0.3,heart@0.8^0.66=0.3,heart@0.84^0.62=0.3,heart@0.88^0.72=0.3,heart@0.94^0.8=0.3,heart^0.75=0.3,heart^1.2=0.3,"
+            "heart@1.06^0.85=0.3,heart@1.1^0.8=0.3,heart@1.2^0.9=0.3,heart@1.26=0.3")
 FLITE_SPEAKERS = ",slt=0.4,rms=0.4,awb=0.4,slt@0.88=0.2,slt@1.13=0.2,rms@0.9=0.2,rms@1.15=0.2,awb@1.12=0.2,awb@0.9=0.2"
 REPLAYED = "".join(f",{name}~{ratio}=0.1" for name in ("kumo", "alpha", "joe") for ratio in (0.84, 0.92, 1.09, 1.18))
-TINY_SPEAKERS = "heart=0.006,heart@0.84=0.002,heart@1.14=0.002,joe=0.001,joe~0.9=0.001,kumo=0.001"
+TINY_SPEAKERS = "heart=0.006,heart@0.84=0.002,heart@1.14=0.002,heart@0.84^0.62=0.001,joe=0.001,joe~0.9=0.001,kumo=0.001"
 # shares of --minutes; the three later shares sum to 1 along the critical path tokenizer -> tokens -> llm
 TIME = {"vocoder": 0.95, "tokenizer": 0.30, "speaker": 0.15, "flow": 0.60, "llm": 0.65}
 
@@ -81,7 +83,7 @@ def prepare(plan):
     plan.finish(plan.start("audio", "make_audio.py", "--text", data / "text.tsv", "--out", data / "audio",
                            "--speakers", speakers),
                 plan.start("bpe", "make_bpe.py", "--data", data))
-    plan.finish(plan.start("features", "make_feats.py", "--data", data))
+    plan.finish(plan.start("features", "make_feats.py", "--data", data), plan.start("told", "make_tokens.py", "--data", data))
 
 
 def main():

@@ -20,5 +20,5 @@ if ! [ -d /usr/share/games/fortunes ] || ! command -v flite >/dev/null; then
 fi
 
 cd "$here"
-"$venv/bin/python" -m unittest --verbose test_parity test_alignment test_training
+"$venv/bin/python" -m unittest --verbose test_parity test_alignment test_phonetic test_training
 "$venv/bin/python" run_all.py --work "$work" --out "${1:-$work/model}" --device cpu --threads 2 --tiny-steps

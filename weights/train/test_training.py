@@ -11,7 +11,6 @@ import torch
 
 import make_feats
 from make_audio import replay_shard
-from make_tokens import ratios
 from tinyvoice.audio import log_mel_16k, mel_24k, warp
 from tinyvoice.config import HiftDims
 from tinyvoice.corpus import Corpus, ShardWriter, trained_on, with_features
@@ -19,7 +18,8 @@ from tinyvoice.models.discriminators import Discriminators
 from tinyvoice.models.hift import HiftGenerator
 from tinyvoice.training import Run
 from train_flow import spread
-from train_tokenizer import as_others, collapsed, misread
+from tinyvoice.phonetic import token_of
+from train_tokenizer import as_others, collapsed, digit_losses, misread, wanted
 
 
 def run_of(name, model, folder, begin):
@@ -137,10 +137,6 @@ class Warp(unittest.TestCase):
         peaks = others.amax(dim=1)
         self.assertGreater(float(peaks[:, :38].min()), float(peaks[:, 42:58].max()))
 
-    def test_a_pseudo_speaker_is_moved_back(self):
-        self.assertEqual(ratios({"key": "a", "speaker": "heart@0.8"})[0], 1.25)
-        self.assertTrue(all(0.75 <= r <= 1.4 for r in ratios({"key": "a", "speaker": "joe"})))
-
 
 class Features(unittest.TestCase):
     def test_kept_features_are_those_of_the_audio(self):
@@ -148,8 +144,8 @@ class Features(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder)
             writer = ShardWriter(folder, "heart.000")
-            for length in (9600, 14400):
-                writer.add("heart", "train", "a b", 0.1 * rng.standard_normal(length).astype(np.float32))
+            for length, told in ((9600, {"f0": [*range(100, 120)]}), (14400, None)):
+                writer.add("heart", "train", "a b", 0.1 * rng.standard_normal(length).astype(np.float32), told)
             writer.close()
             self.assertEqual(with_features(folder), [])
             make_feats.make((folder, "heart.000"))
@@ -157,13 +153,28 @@ class Features(unittest.TestCase):
             corpus = Corpus(folder)
             for row in corpus.rows:
                 torch.testing.assert_close(corpus.features(row, "mel").T, mel_24k(corpus.audio(row)[None])[0], rtol=2e-3, atol=2e-3)
-            self.assertEqual([bool(corpus.features(row, "f0").isnan().any()) for row in corpus.rows], [False, True])
+            self.assertEqual(corpus.features(corpus.rows[0], "f0")[:, 0].tolist(), [*range(100, 120)])
+            self.assertEqual(corpus.features(corpus.rows[1], "f0").shape, (30, 1))
             self.assertEqual(corpus.padded_features(corpus.rows, "log", 0.0, "cpu").shape, (2, 128, 60))
 
 
 class Readings(unittest.TestCase):
-    def test_frames_become_phonemes(self):
-        self.assertEqual(collapsed([0, 3, 3, 0, 3, 5, 5]), [3, 3, 5])
+    def test_tokens_become_phonemes(self):
+        silence, s, t = (token_of((symbol, False), (1, 1)) for symbol in " st")
+        self.assertEqual(collapsed([silence, s, s, silence, s, t, t, silence]), ["s", "s", "t"])
+
+    def test_the_loss_is_of_the_tokens_inside(self):
+        tokens = torch.tensor([token_of((symbol, False), (1, 1)) for symbol in " sst"])
+        told = {"long": tokens, "short": tokens[:2]}
+        digits, _, weights = wanted([{"key": "long"}, {"key": "short"}], told)
+        self.assertEqual((weights > 0).tolist(), [[True] * 4, [True, True, False, False]])
+        self.assertAlmostEqual(float(weights[0, 1] + weights[0, 2]), float(weights[0, 3]), places=5)
+        right = digits - 1.0
+        wrong = right.clone()
+        wrong[1, 2:] = 5.0
+        self.assertEqual(digit_losses(wrong, digits, weights), digit_losses(right, digits, weights))
+        wrong[0, 3, 0] += 1.0
+        self.assertGreater(float(digit_losses(wrong, digits, weights)[0]), float(digit_losses(right, digits, weights)[0]) + 0.5)
 
     def test_misread_is_an_edit_distance(self):
         self.assertEqual(misread([1, 2, 3, 4], [1, 2, 3, 4]), 0)

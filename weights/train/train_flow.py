@@ -76,11 +76,11 @@ def main():
         args.batch = 2
     shares = {name: float(share) for name, share in (item.split("=") for item in args.shares.split(",") if item)}
     stored = torch.load(args.data / "tokens.pt", weights_only=True)
-    tokens, warped = stored["tokens"], stored.get("warped", {})
+    tokens = stored["tokens"]
     corpus = Corpus(args.data / "audio", keep=trained_on, tokens=tokens, shards=with_features(args.data / "audio"))
     speakers = Embeddings(corpus.rows, stored["embeddings"])
     if args.only != "encoder" and (mute := {row["speaker"] for row in corpus.rows} - speakers.means.keys()):
-        raise SystemExit(f"no speaker embedding of {', '.join(sorted(mute))}: run make_tokens.py --add")
+        raise SystemExit(f"no speaker embedding of {', '.join(sorted(mute))}: run make_tokens.py with --ckpt")
     names = {c: i for i, c in enumerate(sorted({c for row in corpus.rows for c in row.get("frames", "")}))}
     model = Flow(DIMS.flow, DIMS.tokenizer.codebook, args.dropout).to(device)
     reader = torch.nn.Sequential(torch.nn.Conv1d(MEL_BINS, READER_WIDTH, 5, padding=2), torch.nn.GELU(),
@@ -95,7 +95,7 @@ def main():
         model.requires_grad_(step >= args.helpers_first)
         rows = corpus.shared(args.batch, shares) if shares else corpus.similar(args.batch)
         mel = corpus.padded_features(rows, "mel", SILENT, device)
-        ids = [random.choice(warped.get(row["key"], []) + [tokens[row["key"]]]).long() for row in rows]
+        ids = [tokens[row["key"]].long() for row in rows]
         lengths = torch.tensor([len(i) for i in ids], device=device)
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
         mel = F.pad(mel, (0, 2 * padded.shape[1] - mel.shape[2]), value=SILENT)

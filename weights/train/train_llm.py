@@ -2,7 +2,8 @@
 """Step 10: train the language model (text -> speech tokens).
 
 Half of the rows are two utterances joined, which is what a prompt looks like, a third of these of two speakers, so that the
-tokens of a strange prompt do no harm; a twelfth are several short ones; a tenth have an instruction before the text, which is to
+tokens of a strange prompt do no harm, and the first of them as the tokenizer hears it, mistakes and all, where that is known: what a
+prompt says is never told; a twelfth are several short ones; a tenth have an instruction before the text, which is to
 be obeyed in silence; a share `--mixed` of the rows long enough are laid out for text streaming. Merges of the text are dropped at random so that rare words are seen spelt, and some
 sentences are in capitals.
 `--simple` leaves all that out and the long sentences too: short rows align text and speech soonest, so on a CPU a run
@@ -28,6 +29,7 @@ from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
 BPE_DROPOUT = 0.1
 INSTRUCTED, JOINED, SEVERAL = 0.1, 0.5, 0.08     # shares of the rows
 STRANGER = 0.33       # share of the joined rows
+HEARD = 0.6           # share of the joined rows
 SHORT_TOKENS = 50     # speech tokens of an utterance that may be one of several: 2 s
 CAPITALS = 0.04
 INSTRUCTION_TOKENS = 25
@@ -43,11 +45,12 @@ def phonemes_of(path, split=None):
 
 
 class Reader:
-    """Utterances as (text ids, speech ids, hints): the hints say for each speech token which text token it speaks and the
-    phonemes of its two frames, [S, 3], or None where the teacher did not tell."""
+    """Utterances as (text ids, speech ids, hints, given): the hints say for each speech token which text token it speaks and the
+    phonemes of its two frames, [S, 3], or None where the teacher did not tell; given are the speech ids that are to be read, those of
+    `heard` where that is asked for."""
 
-    def __init__(self, data, tokens):
-        self.bpe, self.tokens, self.phonemes = Bpe.load(data / "bpe"), tokens, phonemes_of(data / "text.tsv")
+    def __init__(self, data, tokens, heard):
+        self.heard, self.bpe, self.tokens, self.phonemes = heard, Bpe.load(data / "bpe"), tokens, phonemes_of(data / "text.tsv")
         alphabet = sorted({c for phonemes in self.phonemes.values() for c in phonemes} | {SILENCE})
         self.sounds = {c: i for i, c in enumerate(alphabet)}
         self.sentences = list(phonemes_of(data / "text.tsv", "train").items())
@@ -65,7 +68,7 @@ class Reader:
                 rows.append((text, [self.sounds[c] for c in phonemes], places))
         return rows
 
-    def __call__(self, row, dropout):
+    def __call__(self, row, dropout, heard=False):
         words = row["text"].upper() if random.random() < CAPITALS else row["text"]
         text = self.bpe.encode(words, random, dropout)
         speech = self.tokens[row["key"]].tolist()
@@ -75,7 +78,7 @@ class Reader:
         if places is not None:
             sounds = torch.tensor([self.sounds[c] for c in row["frames"]]).unflatten(0, (-1, FRAMES_PER_TOKEN))
             hints = torch.cat([torch.tensor(places)[:, None], sounds], dim=1)
-        return text, speech, hints
+        return text, speech, hints, self.heard[row["key"]].tolist() if heard else speech
 
 
 def moved(hints, count):
@@ -85,16 +88,16 @@ def moved(hints, count):
 
 def joined(before, after):
     """Two utterances as one; the hints are known where both are."""
-    (text, speech, hints), (text2, speech2, hints2) = before, after
+    (text, speech, hints, given), (text2, speech2, hints2, given2) = before, after
     known = hints is not None and hints2 is not None
-    return text + text2, speech + speech2, torch.cat([hints, moved(hints2, len(text))]) if known else None
+    return text + text2, speech + speech2, torch.cat([hints, moved(hints2, len(text))]) if known else None, given + given2
 
 
 def instructed(order, end_of_prompt, item):
     """The utterance after words that are not spoken."""
-    text, speech, hints = item
+    text, speech, hints, given = item
     before = [*order[:INSTRUCTION_TOKENS], end_of_prompt]
-    return before + text, speech, None if hints is None else moved(hints, len(before))
+    return before + text, speech, None if hints is None else moved(hints, len(before)), given
 
 
 def main():
@@ -110,13 +113,16 @@ def main():
     device = setup(args)
     if args.tiny_steps:
         args.batch = args.spelling = 2
-    tokens = torch.load(args.data / "tokens.pt", weights_only=True)["tokens"]
-    read = Reader(args.data, tokens)
+    stored = torch.load(args.data / "tokens.pt", weights_only=True)
+    tokens = stored["tokens"]
+    read = Reader(args.data, tokens, stored["heard"])
     corpus = Corpus(args.data / "audio", keep=lambda s: trained_on(s) and (not args.speakers or s in args.speakers.split(",")),
                     longest=args.simple, tokens=tokens)
-    by_speaker, short = {}, {}
+    by_speaker, heard, short = {}, {}, {}
     for row in corpus.rows:
         by_speaker.setdefault(row["speaker"], []).append(row)
+        if row["key"] in read.heard:
+            heard.setdefault(row["speaker"], []).append(row)
         if len(tokens[row["key"]]) <= SHORT_TOKENS:
             short.setdefault(row["speaker"], []).append(row)
     speakers = sorted(by_speaker)
@@ -139,17 +145,18 @@ def main():
                 item = instructed(read.bpe.encode(random.choice(corpus.rows)["text"]), read.bpe.end_of_prompt, item)
             elif kind < INSTRUCTED + JOINED:
                 speaker = random.choice(speakers) if random.random() < STRANGER else row["speaker"]
-                before = random.choice(by_speaker[speaker])
+                as_heard = speaker in heard and random.random() < HEARD
+                before = random.choice((heard if as_heard else by_speaker)[speaker])
                 if len(item[1]) + len(tokens[before["key"]]) <= MAX_TOKENS:
-                    item = joined(read(before, 0.0), item)
+                    item = joined(read(before, 0.0, as_heard), item)
             elif kind < INSTRUCTED + JOINED + SEVERAL and row["speaker"] in short:
                 item = read(random.choice(short[row["speaker"]]), 0.0)
                 for _ in range(random.randint(1, 3)):
                     item = joined(item, read(random.choice(short[row["speaker"]]), 0.0))
             rows.append(item)
-        texts, speeches, hints = zip(*rows)
+        texts, speeches, hints, given = zip(*rows)
         with autocast(device):
-            loss, right, guide, sound = model.loss(texts, speeches, 0.0 if args.simple else args.mixed, hints, reader)
+            loss, right, guide, sound = model.loss(texts, speeches, 0.0 if args.simple else args.mixed, hints, reader, given)
             spelt, guided = speller.loss(model, read.spelling(args.spelling)) if args.spelling else (guide * 0, guide * 0)
         run.add(loss=loss, right=right, guide=guide, sound=sound, spelt=spelt, guided=guided)
         helpers = GUIDE_WEIGHT * (guide + guided) + SOUND_WEIGHT * sound + SPELLING_WEIGHT * spelt

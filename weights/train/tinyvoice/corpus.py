@@ -1,6 +1,6 @@
 """Speech corpus on disk: per shard `NAME.i16` (24 kHz PCM16, utterances end to end) and `NAME.jsonl`, one line an
 utterance: {speaker, split, text, start, length} with start and length in samples, length a multiple of 960, and where the
-teacher tells them `frames`: the phonemes of its mel frames, a character each."""
+teacher tells them `frames`, `stress` and `f0` of its mel frames (`told_of` in `teachers.py`)."""
 import bisect
 import json
 import math
@@ -21,7 +21,7 @@ HELD_OUT = ("nezumi", "alpha+kumo")      # cloning is tested on these and on wha
 
 def trained_on(speaker):
     """Whether the speaker encoder and the flow may learn from this speaker."""
-    base = re.split("[@~]", speaker)[0]
+    base = re.split("[@~^]", speaker)[0]
     return base not in HELD_OUT and not any(part in HELD_OUT for part in base.split("+"))
 
 
@@ -35,12 +35,11 @@ class ShardWriter:
         self.index = (folder / f"{name}.jsonl").open("w", encoding="utf-8")
         self.samples = 0
 
-    def add(self, speaker, split, text, audio, frames=None):
+    def add(self, speaker, split, text, audio, told=None):
         pcm = (np.clip(audio, -1, 1) * 32767).astype("<i2")
         self.audio.write(pcm.tobytes())
         row = {"speaker": speaker, "split": split, "text": text, "start": self.samples, "length": len(pcm)}
-        if frames is not None:
-            row["frames"] = frames
+        row.update(told or {})
         self.index.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.samples += len(pcm)
 

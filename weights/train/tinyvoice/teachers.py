@@ -1,5 +1,5 @@
-"""The speakers whose speech is learnt from: `Speaker(name).say(text, seed)` -> float32 wave at 24 kHz, and for the
-teacher that tells its durations the phoneme of every frame.
+"""The speakers whose speech is learnt from: `Speaker(name).say(text, seed)` -> float32 wave at 24 kHz, and of the
+teacher that tells them the phoneme, the stress and the pitch of every frame.
 
 | engine  | package                                   | licence                            | speakers            |
 |---------|-------------------------------------------|------------------------------------|---------------------|
@@ -9,8 +9,8 @@ teacher that tells its durations the phoneme of every frame.
 | flite   | Debian flite                              | BSD-like                           | slt, rms, awb, kal  |
 
 A name may end in `@RATIO`: the teacher speaks RATIO times slower and the result is resampled, so pitch and formants
-move by RATIO while the pace stays: a pseudo-speaker (`make_audio.py` knows a cheaper kind, `NAME~RATIO`). `a+b` is the
-mean of two kokoro style vectors.
+move by RATIO while the pace stays: a pseudo-speaker (`make_audio.py` knows a cheaper kind, `NAME~RATIO`). After that, `^RATIO`
+moves the pitch of `heart` alone, formants unchanged. `a+b` is the mean of two kokoro style vectors.
 """
 import io
 import json
@@ -50,8 +50,10 @@ def write_wav(path, audio, rate=SAMPLE_RATE):
 
 
 class HibariEngine:
-    """Also gives the durations that its network predicts inside: (symbol, samples) in order of speaking."""
+    """Also tells what its network predicts inside: durations as (symbol, samples) in order of speaking, and f0 in Hz of every
+    300 samples, which runs on through unvoiced sounds and is 0 where nothing is said."""
     DURATIONS, HOP = "/Clip_output_0", 600      # whole frames of 25 ms per phoneme id
+    F0_HOP, LEAST_F0 = 300, 40.0
 
     def __init__(self, _):
         import onnx
@@ -65,15 +67,17 @@ class HibariEngine:
         self.session = onnxruntime.InferenceSession(model.SerializeToString(), options,
                                                     providers=["CPUExecutionProvider"])
 
-    def say(self, text, slow, seed):
-        rng, waves, spoken = np.random.default_rng(seed), [], []
+    def say(self, text, slow, seed, pitch=1.0):
+        rng, waves, spoken, contour = np.random.default_rng(seed), [], [], []
         for phonemes in self.tts.phonemize(text):
             feeds = {"ids": np.array([self.tts.ids(phonemes)], np.int64), "speed": np.array([1 / slow], np.float32)}
-            *spectra, durations = self.session.run(None, feeds)
-            waves.append(self.synth(*(part[0] for part in spectra), rng))
+            *spectra, f0, durations = self.session.run(None, feeds)
+            f0 = np.where(f0[0] < self.LEAST_F0, 0.0, pitch * f0[0]).astype(np.float32)
+            waves.append(self.synth(*(part[0] for part in spectra), f0, rng))
             symbols = [SILENCE, *(c for c in phonemes if c in self.tts.vocab), SILENCE]
             spoken += zip(symbols, (self.HOP * int(d) for d in np.ravel(durations)), strict=True)
-        return np.concatenate(waves), SAMPLE_RATE, spoken
+            contour.append(f0)
+        return np.concatenate(waves), SAMPLE_RATE, (spoken, np.concatenate(contour))
 
 
 class KokoroEngine:
@@ -160,36 +164,42 @@ def tidy(audio):
     return out, start - LEAD
 
 
-def frames_of(spoken, ratio, earlier, samples):
-    """The phoneme of every mel frame, a string of samples / 480; stress marks count to what they stand before."""
-    ends, symbols, position, before = [], [], 0, 0
+def told_of(spoken, contour, ratio, earlier, samples):
+    """What is told of every mel frame (samples / 480): {`frames`: their phonemes, `stress`: "0", "1" primary, "2" secondary, both a
+    character each, `f0`: whole Hz, 0 where nothing is said}. Stress marks count to what they stand before."""
+    ends, symbols, marks, position, before, mark = [], [], [], 0, 0, "0"
     for symbol, length in spoken:
         if symbol in STRESS:
-            before += length
+            before, mark = before + length, str(1 + STRESS.index(symbol))
             continue
         position += before + length
-        before = 0
         ends.append(position / ratio - earlier)
         symbols.append(symbol)
+        marks.append(mark)
+        before, mark = 0, "0"
     middles = np.arange(samples // MEL_HOP) * MEL_HOP + MEL_HOP // 2
     index = np.searchsorted(ends, middles, side="right")
-    return "".join(symbols[i] if i < len(symbols) else SILENCE for i in index)
+    at = ((middles + earlier) * ratio / HibariEngine.F0_HOP).astype(int)
+    f0 = np.where((at >= 0) & (at < len(contour)), contour[np.clip(at, 0, len(contour) - 1)], 0) * ratio
+    return {"frames": "".join(symbols[i] if i < len(symbols) else SILENCE for i in index),
+            "stress": "".join(marks[i] if i < len(marks) else "0" for i in index), "f0": [round(float(f)) for f in f0]}
 
 
 class Speaker:
     """One speaker or pseudo-speaker, by name (see the module)."""
 
     def __init__(self, name):
+        name, _, pitch = name.partition("^")
         base, _, ratio = name.partition("@")
-        self.ratio = float(ratio or 1)
+        self.ratio, self.options = float(ratio or 1), {"pitch": float(pitch)} if pitch else {}
         self.engine = engine_of(base)
 
     def say(self, text, seed):
-        """Speech of `text` at 24 kHz, float32 [960 * n], or None where the engine said nothing; and the phonemes of
-        its mel frames, or None where the engine does not tell."""
-        audio, rate, spoken = self.engine.say(text, self.ratio, seed)
+        """Speech of `text` at 24 kHz, float32 [960 * n], or None where the engine said nothing; and what it tells of its mel
+        frames (`told_of`), or None."""
+        audio, rate, told = self.engine.say(text, self.ratio, seed, **self.options)
         # played `ratio` times too fast, the slow speech is back at its pace with all frequencies times `ratio`
         audio, earlier = tidy(resample(audio, round(rate * self.ratio), SAMPLE_RATE))
-        if audio is None or spoken is None:
+        if audio is None or told is None:
             return audio, None
-        return audio, frames_of(spoken, self.ratio, earlier, len(audio))
+        return audio, told_of(*told, self.ratio, earlier, len(audio))

@@ -176,7 +176,16 @@ def clipped_step(loss, optimizer, parameters, limit=1.0):
 
 def averaged_state(ckpt, name):
     """State dict of the averaged weights of a trained part."""
+    return _checkpoint(ckpt, name)["average"]
+
+
+def state_of(ckpt, name, module):
+    """State dict of one module of a part as its training left it, such as a helper that is not averaged."""
+    return _checkpoint(ckpt, name)["modules"][module]
+
+
+def _checkpoint(ckpt, name):
     path = pathlib.Path(ckpt) / f"{name}.pt"
     if not path.exists():
         raise SystemExit(f"{path} is missing: train {name} first")
-    return torch.load(path, map_location="cpu", weights_only=True)["average"]
+    return torch.load(path, map_location="cpu", weights_only=True)

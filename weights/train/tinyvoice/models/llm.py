@@ -130,13 +130,13 @@ class SpeechLm(nn.Module):
         return torch.cat([special[SOS:SOS + 1], self.decoder.embed_tokens(text), special[TASK:TASK + 1],
                           self.speech_embedding(speech)])
 
-    def unistream(self, text, speech):
-        """(kinds, ids, targets) of one sequence; kind 0 special, 1 text, 2 speech."""
+    def unistream(self, text, speech, given):
+        """((kind, id) items, targets) of one sequence; kind 0 special, 1 text, 2 speech. `given` is read where `speech` is wanted."""
         end = self.speech_vocab
-        items = [(0, SOS)] + [(1, t) for t in text] + [(0, TASK)] + [(2, s) for s in speech]
+        items = [(0, SOS)] + [(1, t) for t in text] + [(0, TASK)] + [(2, s) for s in given]
         return items, [IGNORE] * (1 + len(text)) + list(speech) + [end]
 
-    def bistream(self, text, speech):
+    def bistream(self, text, speech, given):
         """Groups of 5 text and 15 speech tokens; the target after a full group is the fill id, at the end the end id."""
         end, fill = self.speech_vocab, self.speech_vocab + 2
         items, targets = [(0, SOS)], [IGNORE]
@@ -146,23 +146,24 @@ class SpeechLm(nn.Module):
             items += [(1, t) for t in words]
             if len(words) == MIX_TEXT:
                 group = speech[start:start + MIX_SPEECH]
-                items += [(2, s) for s in group]
+                items += [(2, s) for s in given[start:start + MIX_SPEECH]]
                 targets += [IGNORE] * (MIX_TEXT - 1) + list(group) + [fill]
             else:
-                items += [(0, TASK)] + [(2, s) for s in speech[start:]]
+                items += [(0, TASK)] + [(2, s) for s in given[start:]]
                 targets += [IGNORE] * len(words) + list(speech[start:]) + [end]
         return items, targets
 
-    def loss(self, texts, speeches, mixed=0.5, hints=None, reader=None):
+    def loss(self, texts, speeches, mixed=0.5, hints=None, reader=None, given=None):
         """(cross entropy, share of right guesses, guide loss, sound loss), means over a batch of id lists, a share
-        `mixed` of them bistream where the speech is long enough. `hints`: per row, for each speech token, the ordinal of
+        `mixed` of them bistream where the speech is long enough. `given`: the speech tokens that the model reads, where they are
+        not those it is to write. `hints`: per row, for each speech token, the ordinal of
         the text token that it speaks and the phonemes of its two frames, [S, 3]; None where they are not known. The guide
         loss is how far the guided heads look from that text token, the sound loss how badly `reader`, a linear layer to
         both phonemes, reads them from the last hidden state."""
         rows = []
-        for text, speech in zip(texts, speeches):
+        for text, speech, read in zip(texts, speeches, given or speeches, strict=True):
             fits = len(speech) / len(text) > MIX_SPEECH / MIX_TEXT
-            rows.append((self.bistream if fits and random.random() < mixed else self.unistream)(text, speech))
+            rows.append((self.bistream if fits and random.random() < mixed else self.unistream)(text, speech, read))
         device, size = self.llm_decoder.weight.device, max(len(items) for items, _ in rows)
         flat = torch.tensor([items + [(0, SOS)] * (size - len(items)) for items, _ in rows]).to(device)
         target = torch.tensor([t + [IGNORE] * (size - len(t)) for _, t in rows]).to(device)
