@@ -13,6 +13,8 @@ pub(crate) trait Kind {
     /// Sixteen columns of one step.
     type Columns: Copy;
     const STEP: usize;
+    /// Steps that share a cache line of a panel.
+    const STEPS_PER_LINE: usize = 64 / (Self::STEP * WIDTH * size_of::<Self::W>());
 
     /// # Safety
     /// AVX-512 must be there, and `16 · STEP` weights readable at `p`.
@@ -105,12 +107,12 @@ pub(crate) struct Side<'a, W> {
 }
 
 impl<'a, W> Side<'a, W> {
-    /// `count` panels, `stride` apart; the next ones lie behind them.
-    pub(crate) fn strided(b: &'a [W], count: usize, stride: usize) -> Self {
+    /// `count` panels, `stride` apart; those of the next call begin `next` weights later.
+    pub(crate) fn strided(b: &'a [W], count: usize, stride: usize, next: usize) -> Self {
         assert!((1..=MAX_PANELS).contains(&count));
         Self {
             panels: std::array::from_fn(|p| &b[p.min(count - 1) * stride..]),
-            next: std::array::from_fn(|p| b.as_ptr().wrapping_add((count + p) * stride)),
+            next: std::array::from_fn(|p| b.as_ptr().wrapping_add(next + p * stride)),
         }
     }
 
@@ -124,16 +126,17 @@ impl<'a, W> Side<'a, W> {
         }
     }
 
-    /// Two panels for tile `i` of `calls` to fetch: together the tiles fetch all that come next, so that memory has work while rows after
-    /// the first are multiplied. A single tile waits for memory anyway, and there the CPU fetches ahead by itself.
-    fn ahead(&self, i: usize, calls: usize) -> [*const W; 2] {
-        let (next, here) = (self.next, self.panels[0].as_ptr());
+    /// What tile `i` of `calls` fetches: together the tiles fetch all that comes next, so that memory has work while they multiply.
+    fn ahead(&self, i: usize, calls: usize) -> [*const W; MAX_PANELS] {
+        let ([n0, n1, n2, n3], here) = (self.next, self.panels[0].as_ptr());
         match (calls, i) {
-            (2 | 3, 0) => [next[0], next[1]],
-            (2, 1) => [next[2], next[3]],
-            (3, _) => [next[i + 1], here],
-            (4.., 0..MAX_PANELS) => [next[i], here],
-            _ => [here, here],
+            (1, _) => self.next,
+            (2 | 3, 0) => [n0, n1, n0, n1],
+            (2, 1) => [n2, n3, n2, n3],
+            (3, 1) => [n2, here, n2, here],
+            (3, 2) => [n3, here, n3, here],
+            (4.., 0..MAX_PANELS) => [self.next[i], here, self.next[i], here],
+            _ => [here; MAX_PANELS],
         }
     }
 }
@@ -187,7 +190,9 @@ struct Corner<K: Kind> {
     /// Of the tile's rows, where sums are integers.
     scales: Option<*const f32>,
     fresh: bool,
-    ahead: [*const K::W; 2],
+    /// A step fetches from the first two, where two steps share a line by turns from those and the others; the only row of a call has time
+    /// for all four.
+    ahead: [*const K::W; MAX_PANELS],
 }
 
 /// Calls the tile whose numbers of rows and panels are constants.
@@ -235,12 +240,19 @@ impl<K: Kind> Corner<K> {
                 }
             }
             let mut a = self.a;
-            let (b, [ahead, also]) = (self.b, self.ahead);
+            let (b, ahead) = (self.b, self.ahead);
             for step in 0..self.steps {
                 let at = step * K::STEP * WIDTH;
                 let w: [K::Columns; P] = std::array::from_fn(|p| K::load(b[p].add(at)));
-                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(at).cast());
-                _mm_prefetch::<_MM_HINT_T0>(also.wrapping_add(at).cast());
+                let turn = step % K::STEPS_PER_LINE.min(2) * 2;
+                for other in [turn, turn + 1] {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead[other].wrapping_add(at).cast());
+                }
+                if R == 1 && K::STEPS_PER_LINE == 1 {
+                    for other in [2, 3] {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead[other].wrapping_add(at).cast());
+                    }
+                }
                 for r in 0..R {
                     for p in 0..P {
                         c[r][p] = K::add(c[r][p], a.add(r * self.row_stride), w[p]);

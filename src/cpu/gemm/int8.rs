@@ -161,7 +161,12 @@ impl Rows {
                 panels: count,
                 fresh: first == 0,
             };
-            let b = avx512::Side::strided(&b[first * WIDTH..], count, size);
+            // Next come the same panels' next segment, and after the last one the panels behind these.
+            let next = match first + SEGMENT < self.depth {
+                true => SEGMENT * WIDTH,
+                false => count * size - first * WIDTH,
+            };
+            let b = avx512::Side::strided(&b[first * WIDTH..], count, size, next);
             let out = Target::accumulators(acc);
             avx512::run::<avx512::Integer>(isa, &call, Some(x.scales), b, out);
         }

@@ -346,7 +346,11 @@ impl Job<'_> {
                 if let Some(mut tiles) = isa.tiles() {
                     amx::run(&mut tiles, &call, b, Target::accumulators(acc));
                 } else {
-                    let b = avx512::Side::strided(b, call.panels, size);
+                    let next = match at + call.depth < x.taps * x.depth {
+                        true => call.depth * WIDTH,
+                        false => call.panels * size - at * WIDTH,
+                    };
+                    let b = avx512::Side::strided(b, call.panels, size, next);
                     avx512::run::<Bf16>(isa, &call, None, b, Target::accumulators(acc));
                 }
             }
@@ -428,7 +432,8 @@ pub(crate) trait Element: portable::Widen + avx2::Load {
 #[cfg(target_arch = "x86_64")]
 impl Element for f32 {
     fn run_avx512(isa: Isa, call: &Call<'_>, b: &[Self], out: Target<'_>) {
-        let b = avx512::Side::strided(b, call.panels, call.panel_stride);
+        let next = call.panels * call.panel_stride;
+        let b = avx512::Side::strided(b, call.panels, call.panel_stride, next);
         avx512::run::<avx512::Single>(isa, call, None, b, out);
     }
 }

@@ -5,18 +5,13 @@
 use half::bf16;
 
 use crate::backend::Result;
-use crate::cpu::pages::advise_huge_pages;
+use crate::cpu::pages::Lines;
 use crate::cpu::{Isa, WeightPrecision, out_of_memory};
 
 /// Output channels of a panel.
 pub(crate) const WIDTH: usize = 16;
 /// Largest int8 magnitude in use: symmetric, so that −128 never occurs.
 const INT8_MAX: f32 = 127.0;
-
-/// A cache line of raw weights.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
 
 /// Values of all panels.
 ///
@@ -98,7 +93,7 @@ pub(crate) enum Row {
 
 /// A packed `[M, K]` matrix.
 pub(crate) struct Panels {
-    lines: Vec<Line>,
+    lines: Lines,
     stored: Stored,
     /// One per packed channel when int8.
     pub(crate) scale: Vec<f32>,
@@ -114,8 +109,9 @@ impl Panels {
         stored: Stored,
         mut fill: impl FnMut(usize, &mut [f32]) -> Option<Row>,
     ) -> Result<Self> {
+        let bytes = count * stored.depth(k) * WIDTH * stored.bytes();
         let mut panels = Self {
-            lines: zeroed_lines(count * stored.depth(k) * WIDTH * stored.bytes())?,
+            lines: Lines::zeroed(bytes).map_err(|_| out_of_memory("weights", bytes))?,
             stored,
             scale: match stored {
                 Stored::Int8 => vec![1.0; count * WIDTH],
@@ -142,13 +138,13 @@ impl Panels {
         }
         match self.stored {
             Stored::F32 => {
-                let values: &mut [f32] = bytemuck::cast_slice_mut(&mut self.lines);
+                let values: &mut [f32] = bytemuck::cast_slice_mut(&mut *self.lines);
                 for (k, &v) in row.iter().enumerate() {
                     values[first + k * WIDTH + column] = v;
                 }
             }
             Stored::Bf16 => {
-                let values: &mut [u16] = bytemuck::cast_slice_mut(&mut self.lines);
+                let values: &mut [u16] = bytemuck::cast_slice_mut(&mut *self.lines);
                 let place = 2 * (column % 8) + column / 8;
                 for (k, &v) in row.iter().enumerate() {
                     values[first + k * WIDTH + place] = bf16::from_f32(v).to_bits();
@@ -156,7 +152,7 @@ impl Panels {
             }
             #[cfg(target_arch = "x86_64")]
             Stored::Bf16Pairs => {
-                let values: &mut [u16] = bytemuck::cast_slice_mut(&mut self.lines);
+                let values: &mut [u16] = bytemuck::cast_slice_mut(&mut *self.lines);
                 for (k, &v) in row.iter().enumerate() {
                     let place = 2 * (k / 2 * WIDTH + column) + k % 2;
                     values[first + place] = bf16::from_f32(v).to_bits();
@@ -174,7 +170,7 @@ impl Panels {
                     }
                 };
                 self.scale[channel] = scale;
-                let values: &mut [i8] = bytemuck::cast_slice_mut(&mut self.lines);
+                let values: &mut [i8] = bytemuck::cast_slice_mut(&mut *self.lines);
                 for (k, &v) in row.iter().enumerate() {
                     values[first + 2 * (k / 2 * WIDTH + column) + k % 2] = v as i8;
                 }
@@ -191,29 +187,16 @@ impl Panels {
     pub(crate) fn values(&self) -> Values<'_> {
         let n = self.count * self.panel_values();
         match self.stored {
-            Stored::F32 => Values::F32(&bytemuck::cast_slice(&self.lines)[..n]),
-            Stored::Bf16 => Values::Bf16(&bytemuck::cast_slice(&self.lines)[..n]),
+            Stored::F32 => Values::F32(&bytemuck::cast_slice(&*self.lines)[..n]),
+            Stored::Bf16 => Values::Bf16(&bytemuck::cast_slice(&*self.lines)[..n]),
             #[cfg(target_arch = "x86_64")]
-            Stored::Bf16Pairs => Values::Pairs(&bytemuck::cast_slice(&self.lines)[..n]),
-            Stored::Int8 => Values::I8(&bytemuck::cast_slice(&self.lines)[..n]),
+            Stored::Bf16Pairs => Values::Pairs(&bytemuck::cast_slice(&*self.lines)[..n]),
+            Stored::Int8 => Values::I8(&bytemuck::cast_slice(&*self.lines)[..n]),
         }
     }
 
     /// Bytes of the weights.
     pub(crate) fn bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice()) + size_of_val(self.scale.as_slice())
+        size_of_val(&*self.lines) + size_of_val(self.scale.as_slice())
     }
-}
-
-/// Zeroed lines for `bytes` bytes, on huge pages where the system gives them: a decode step reads every weight once, and with small pages
-/// the page walks cost a fifth of the bandwidth.
-fn zeroed_lines(bytes: usize) -> Result<Vec<Line>> {
-    let count = bytes.div_ceil(size_of::<Line>());
-    let mut lines: Vec<Line> = Vec::new();
-    lines
-        .try_reserve_exact(count)
-        .map_err(|_| out_of_memory("weights", bytes))?;
-    advise_huge_pages(lines.as_ptr().addr(), bytes);
-    lines.resize(count, Line([0; 64]));
-    Ok(lines)
 }
