@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Step 11: write the trained parts as a model folder of the official layout.
+"""Step 12: write the trained parts as a model folder of the official layout.
 
     export.py --data DATA --ckpt CKPT --out ../tiny
 
@@ -26,7 +26,7 @@ from tinyvoice.onnx_export import export_speaker, export_tokenizer
 from tinyvoice.teachers import Speaker, write_wav
 from tinyvoice.training import averaged_state
 
-VOICES = {"pretrained_voice_001": "heart", "pretrained_voice_002": "joe", "pretrained_voice_003": "heart@0.84",
+VOICES = {"pretrained_voice_001": "heart", "pretrained_voice_002": "heart@0.88^0.72", "pretrained_voice_003": "heart@0.84",
           "pretrained_voice_004": "heart@1.14"}
 PROMPT_SPEAKER = "nezumi@0.9"      # never trained on
 PROMPT_TEXT = "The small boat drifted past the lighthouse while the children waved."

@@ -26,7 +26,7 @@ SPEAKERS = ("heart=40,joe=2,kumo=0.5,alpha=0.5,gongitsune=0.3,tebukuro=0.3,gongi
             "heart@1.06^0.85=0.3,heart@1.1^0.8=0.3,heart@1.2^0.9=0.3,heart@1.26=0.3")
 FLITE_SPEAKERS = ",slt=0.4,rms=0.4,awb=0.4,slt@0.88=0.2,slt@1.13=0.2,rms@0.9=0.2,rms@1.15=0.2,awb@1.12=0.2,awb@0.9=0.2"
 REPLAYED = "".join(f",{name}~{ratio}=0.1" for name in ("kumo", "alpha", "joe") for ratio in (0.84, 0.92, 1.09, 1.18))
-TINY_SPEAKERS = "heart=0.006,heart@0.84=0.002,heart@1.14=0.002,heart@0.84^0.62=0.001,joe=0.001,joe~0.9=0.001,kumo=0.001"
+TINY_SPEAKERS = "heart=0.006,heart@0.84=0.002,heart@1.14=0.002,heart@0.88^0.72=0.002,joe=0.001,joe~0.9=0.001,kumo=0.001"
 # shares of --minutes; the three later shares sum to 1 along the critical path tokenizer -> tokens -> llm
 TIME = {"vocoder": 0.95, "tokenizer": 0.30, "speaker": 0.15, "flow": 0.60, "llm": 0.65}
 

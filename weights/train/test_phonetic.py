@@ -81,6 +81,14 @@ class Heard(unittest.TestCase):
         heard[3, SOUNDS.index(("ɪ", False))] = -4.0
         self.assertEqual([(sound[0], count) for sound, count in heard_frames(sounds, heard)], [(" ", 2), ("s", 2), ("ɪ", 1), ("t", 1)])
 
+    def test_words_are_parted_where_no_silence_is_heard(self):
+        sounds = sounds_of_phonemes("ɪs ɪt")
+        heard = np.full((16, len(SOUNDS)), -5.0)
+        for frame, symbol in enumerate("  ɪɪɪsssɪɪɪttt  "):
+            heard[frame, SOUNDS.index((symbol, False))] = -0.1
+        self.assertEqual([(sound[0], count) for sound, count in heard_frames(sounds, heard)],
+                         [(" ", 2), ("ɪ", 3), ("s", 2), (" ", 2), ("ɪ", 2), ("t", 3), (" ", 2)])
+
     def test_more_sounds_than_frames_are_an_error(self):
         with self.assertRaises(ValueError):
             heard_frames(sounds_of_phonemes("sɪtsɪt"), np.zeros((2, len(SOUNDS))))

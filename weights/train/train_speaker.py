@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Step 6: train the speaker encoder to tell the speakers and pseudo-speakers apart.
+"""Step 7: train the speaker encoder to tell the speakers and pseudo-speakers apart.
 
 Crops of 2 to 4 s with random gain and noise; additive-margin softmax (arXiv 1801.05599) over speakers. A helper, not
 exported, reads the speaker's profile, its mean mel and its median pitch, off the embedding: so that near embeddings are

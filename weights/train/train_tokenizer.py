@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Step 5: train the speech tokenizer.
+"""Step 6: train the speech tokenizer.
 
 A token says a phoneme and a little more (`tinyvoice/phonetic.py`). The tokenizer learns to hear that where
 the teacher told it; every sound weighs the same, however short. So that it does not matter who speaks, each utterance is heard

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Step 4: train the HiFT vocoder on crops of the teachers' speech.
+"""Step 5: train the HiFT vocoder on crops of the teachers' speech.
 
 Losses: multi-resolution STFT (log magnitude and spectral convergence), log-mel L1 at three resolutions, f0 L1 against
 the autocorrelation pitch, and after `--gan-from` of the run least-squares adversarial and feature-matching losses. The

@@ -17,6 +17,7 @@ DIGITS, LEVELS = 6, 9
 OCTAVES = 0.14                # of a level; the middle one is the median of the utterance
 STOPS, STOP_FRAMES, LONG_FRAMES = set("ptkbdɡT"), 5, 7     # a consonant that is no longer heard after so many frames is silence by then
 BOUNDARY_FRAMES = 4           # a shorter silence only parts two words
+PARTED_FRAMES = 2             # of one that is not heard
 SKIPPED, SKIPPED_BOUNDARY = 4.0, 0.7     # cost of a sound that no token says, in frames
 UNHEARD = 8.0                 # cost of it where sounds are recognised, and the most that a frame may cost, in nats
 
@@ -129,10 +130,21 @@ def bounds(runs):
 
 
 def heard_frames(sounds, heard):
-    """Runs of a sentence's sounds in frames, by the log-probabilities of SOUNDS that a recogniser gave each frame, [frames, sounds]."""
+    """Runs of a sentence's sounds in frames, by the log-probabilities of SOUNDS that a recogniser gave each frame, [frames, sounds].
+
+    Between two words there is a short silence even where none is heard, as in what `heart` tells of itself: tokens must mean the same
+    whoever speaks."""
     cost = np.minimum(-heard[:, [SOUNDS.index(sound) for sound in sounds]], UNHEARD)
-    runs = best_runs(cost, [0.0 if sound[0] == SILENCE else UNHEARD for sound in sounds])
-    return [(sounds[run], len(list(frames))) for run, frames in itertools.groupby(runs)]
+    best = best_runs(cost, [0.0 if sound[0] == SILENCE else UNHEARD for sound in sounds])
+    counts = np.bincount(best, minlength=len(sounds))
+    for run in range(1, len(sounds) - 1):
+        while sounds[run][0] == SILENCE and counts[run] < PARTED_FRAMES:
+            longer = max(run - 1, run + 1, key=lambda other: counts[other])
+            if counts[longer] <= PARTED_FRAMES:
+                break
+            counts[longer] -= 1
+            counts[run] += 1
+    return [(sound, int(count)) for sound, count in zip(sounds, counts) if count]
 
 
 def levels_of_pitch(f0):
