@@ -138,13 +138,13 @@ impl Panels {
         }
         match self.stored {
             Stored::F32 => {
-                let values: &mut [f32] = bytemuck::cast_slice_mut(&mut *self.lines);
+                let values: &mut [f32] = bytemuck::cast_slice_mut(&mut self.lines);
                 for (k, &v) in row.iter().enumerate() {
                     values[first + k * WIDTH + column] = v;
                 }
             }
             Stored::Bf16 => {
-                let values: &mut [u16] = bytemuck::cast_slice_mut(&mut *self.lines);
+                let values: &mut [u16] = bytemuck::cast_slice_mut(&mut self.lines);
                 let place = 2 * (column % 8) + column / 8;
                 for (k, &v) in row.iter().enumerate() {
                     values[first + k * WIDTH + place] = bf16::from_f32(v).to_bits();
@@ -152,7 +152,7 @@ impl Panels {
             }
             #[cfg(target_arch = "x86_64")]
             Stored::Bf16Pairs => {
-                let values: &mut [u16] = bytemuck::cast_slice_mut(&mut *self.lines);
+                let values: &mut [u16] = bytemuck::cast_slice_mut(&mut self.lines);
                 for (k, &v) in row.iter().enumerate() {
                     let place = 2 * (k / 2 * WIDTH + column) + k % 2;
                     values[first + place] = bf16::from_f32(v).to_bits();
@@ -170,7 +170,7 @@ impl Panels {
                     }
                 };
                 self.scale[channel] = scale;
-                let values: &mut [i8] = bytemuck::cast_slice_mut(&mut *self.lines);
+                let values: &mut [i8] = bytemuck::cast_slice_mut(&mut self.lines);
                 for (k, &v) in row.iter().enumerate() {
                     values[first + 2 * (k / 2 * WIDTH + column) + k % 2] = v as i8;
                 }
@@ -187,11 +187,11 @@ impl Panels {
     pub(crate) fn values(&self) -> Values<'_> {
         let n = self.count * self.panel_values();
         match self.stored {
-            Stored::F32 => Values::F32(&bytemuck::cast_slice(&*self.lines)[..n]),
-            Stored::Bf16 => Values::Bf16(&bytemuck::cast_slice(&*self.lines)[..n]),
+            Stored::F32 => Values::F32(&bytemuck::cast_slice(&self.lines)[..n]),
+            Stored::Bf16 => Values::Bf16(&bytemuck::cast_slice(&self.lines)[..n]),
             #[cfg(target_arch = "x86_64")]
-            Stored::Bf16Pairs => Values::Pairs(&bytemuck::cast_slice(&*self.lines)[..n]),
-            Stored::Int8 => Values::I8(&bytemuck::cast_slice(&*self.lines)[..n]),
+            Stored::Bf16Pairs => Values::Pairs(&bytemuck::cast_slice(&self.lines)[..n]),
+            Stored::Int8 => Values::I8(&bytemuck::cast_slice(&self.lines)[..n]),
         }
     }
 
