@@ -23,6 +23,7 @@ from tinyvoice.config import DIMS
 from tinyvoice.corpus import Corpus, trained_on
 from tinyvoice.models.llm import SpeechLm
 from tinyvoice.models.speller import Speller
+from tinyvoice.phonetic import sound_of
 from tinyvoice.teachers import SILENCE
 from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
 
@@ -87,8 +88,11 @@ def moved(hints, count):
 
 
 def joined(before, after):
-    """Two utterances as one; the hints are known where both are."""
+    """Two utterances as one; the hints are known where both are. The second begins at once: the silence after the first is the pause,
+    and after a prompt there shall be no other."""
     (text, speech, hints, given), (text2, speech2, hints2, given2) = before, after
+    begin = next((at for at, token in enumerate(speech2) if sound_of(token)[0] != SILENCE), 0)
+    speech2, hints2, given2 = speech2[begin:], None if hints2 is None else hints2[begin:], given2[begin:]
     known = hints is not None and hints2 is not None
     return text + text2, speech + speech2, torch.cat([hints, moved(hints2, len(text))]) if known else None, given + given2
 
