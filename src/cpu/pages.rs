@@ -16,8 +16,8 @@ const SLAB_BYTES: usize = 64 << 20;
 pub(crate) struct Line([u8; 64]);
 
 /// Lines of memory, zeros at first, that lie side by side with those asked for before and after, on huge pages where the system gives them.
-/// A decode step reads every weight once. With small pages the page walks cost a fifth of the bandwidth, and more under a hypervisor, and of
-/// a matrix of less than a few huge pages most would lie on small ones if it had memory of its own.
+/// A decode step reads every weight once. With small pages the page walks cost a fifth of the bandwidth, and of a matrix
+/// of less than a few huge pages most would lie on small ones if it had memory of its own.
 pub(crate) struct Lines {
     first: NonNull<Line>,
     count: usize,

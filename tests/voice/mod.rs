@@ -119,14 +119,18 @@ fn a_recording_is_cloned_in_every_mode() {
         Mode::CrossLingual,
         Mode::Instruct { instruction },
     ] {
+        // Where the language model goes on from the prompt's tokens, it may lengthen the pause that the prompt ends with, as the card says.
+        let latest = match mode {
+            Mode::ZeroShot => 0.5,
+            _ => 0.15,
+        };
         let utterance = Utterance {
             text: text.into(),
             mode: Some(mode),
             voice: VoiceChoice::Given(prompt()),
             ..Utterance::default()
         };
-        // Before it goes on the language model may end the pause that the prompt ends with, as the card says.
-        assert_speech_by(&speak(&utterance).concat(), text, 0.5);
+        assert_speech_by(&speak(&utterance).concat(), text, latest);
     }
 }
 
