@@ -19,14 +19,15 @@ HERE = pathlib.Path(__file__).parent
 UNFINISHED = 75
 # glibc would give large blocks back and fault their pages in again at every step: a sixth of the flow's time on a CPU
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
-SPEAKERS = ("heart=40,joe=2,kumo=0.5,alpha=0.5,gongitsune=0.3,tebukuro=0.3,gongitsune+kumo=0.2,"
-            "heart@0.84=0.6,heart@1.14=0.6,heart@0.92=0.4,heart@1.06=0.4,heart@1.2=0.4,joe@0.9=0.3,joe@1.12=0.3,joe@1.2=0.3,"
-            "kumo@0.92=0.2,kumo@1.1=0.2,alpha@0.9=0.2,alpha@1.08=0.2,"
-            "heart@0.76^0.8=0.3,heart@0.8^0.66=0.3,heart@0.84^0.62=0.3,heart@0.88^0.72=0.3,heart@0.94^0.8=0.3,heart^0.75=0.3,heart^1.2=0.3,"
-            "heart@1.06^0.85=0.3,heart@1.1^0.8=0.3,heart@1.2^0.9=0.3,heart@1.26=0.3")
+SPEAKERS = ("heart=40,heart@0.84=1.5,heart@1.14=1.5,heart@0.88^0.72=1.5,joe=2,kumo=0.5,alpha=0.5,gongitsune=0.3,tebukuro=0.3,"
+            "gongitsune+kumo=0.2,alpha+tebukuro=0.2,joe@0.9=0.3,joe@1.12=0.3,joe@1.2=0.3,"
+            "kumo@0.92=0.2,kumo@1.12=0.2,alpha@0.88=0.2,alpha@1.08=0.2,gongitsune@0.94=0.2,tebukuro@1.08=0.2"
+            + "".join(f",heart#{number}=0.05" for number in range(150)))
 FLITE_SPEAKERS = ",slt=0.4,rms=0.4,awb=0.4,slt@0.88=0.2,slt@1.13=0.2,rms@0.9=0.2,rms@1.15=0.2,awb@1.12=0.2,awb@0.9=0.2"
 REPLAYED = "".join(f",{name}~{ratio}=0.1" for name in ("kumo", "alpha", "joe") for ratio in (0.84, 0.92, 1.09, 1.18))
-TINY_SPEAKERS = "heart=0.006,heart@0.84=0.002,heart@1.14=0.002,heart@0.88^0.72=0.002,joe=0.001,joe~0.9=0.001,kumo=0.001"
+TINY_SPEAKERS = "heart=0.006,heart@0.84=0.002,heart@1.14=0.002,heart@0.88^0.72=0.002,heart#1=0.001,joe=0.001,joe~0.9=0.001,kumo=0.001"
+# of the flow's rows: the voices that are bundled
+FLOW = ("--main", "heart", "--shares", "heart=0.25,heart@0.88^0.72=0.2,heart@0.84=0.15,heart@1.14=0.1")
 # shares of --minutes; the three later shares sum to 1 along the critical path tokenizer -> tokens -> llm
 TIME = {"vocoder": 0.95, "tokenizer": 0.30, "speaker": 0.15, "flow": 0.60, "llm": 0.65}
 
@@ -66,8 +67,8 @@ class Plan:
                 print(f"{time.time() - self.started:7.0f} s  {stage} done", flush=True)
         return complete
 
-    def train(self, part):
-        options = ["--data", self.data, "--ckpt", self.ckpt, "--device", self.args.device, "--until", self.until,
+    def train(self, part, *options):
+        options = [*options, "--data", self.data, "--ckpt", self.ckpt, "--device", self.args.device, "--until", self.until,
                    "--threads", self.args.threads]
         options += ["--tiny-steps"] if self.args.tiny_steps else ["--minutes", self.args.minutes * TIME[part]]
         return self.start(part, f"train_{part}.py", *options)
@@ -103,7 +104,7 @@ def main():
     ready = plan.finish(plan.train("tokenizer"), plan.train("speaker"))
     if ready:
         plan.finish(plan.start("tokens", "make_tokens.py", *paths, "--device", plan.args.device))
-        ready = plan.finish(plan.train("flow"), plan.train("llm"))
+        ready = plan.finish(plan.train("flow", *FLOW), plan.train("llm"))
     if not plan.finish(vocoder) or not ready:
         raise SystemExit(UNFINISHED)
     plan.finish(plan.start("export", "export.py", *paths, "--out", plan.args.out))

