@@ -96,6 +96,10 @@ impl Rows {
         }
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
     /// `count` rows from `row` on of a segment.
     pub(super) fn stretch(&self, segment: usize, row: usize, count: usize) -> Stretch<'_> {
         let first = segment * self.count + row;
@@ -122,21 +126,21 @@ impl Rows {
             acc[..count].as_flattened_mut().fill([0.0; WIDTH]);
             return;
         }
-        #[cfg(target_arch = "x86_64")]
-        if isa.level() == Level::Avx512 {
-            return self.multiply_avx512(isa, b, (count, size), acc);
+        match isa.level() {
+            Level::Portable => self.multiply_portable(b, (count, size), acc),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => super::int8_avx2::run(isa, self, b, (count, size), acc),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => self.multiply_avx512(isa, b, (count, size), acc),
         }
+    }
+
+    fn multiply_portable(&self, b: &[i8], (count, size): (usize, usize), acc: &mut Accumulators) {
         for (panel, acc) in b.chunks_exact(size).zip(&mut acc[..count]) {
             let acc = &mut acc[..self.count];
             acc.fill([0.0; WIDTH]);
             for (segment, weights) in panel.chunks(SEGMENT * WIDTH).enumerate() {
-                match isa.level() {
-                    Level::Portable => portable(self.stretch(segment, 0, self.count), weights, acc),
-                    #[cfg(target_arch = "x86_64")]
-                    Level::Avx2 | Level::Avx512 => {
-                        super::int8_avx2::run(isa, self, segment, weights, acc);
-                    }
-                }
+                portable(self.stretch(segment, 0, self.count), weights, acc);
             }
         }
     }
