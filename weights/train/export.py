@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Step 12: write the trained parts as a model folder of the official layout.
 
-    export.py --data DATA --ckpt CKPT --out ../tiny
+    export.py --data DATA --ckpt CKPT --out ../tiny [--parts flow,llm]
 
 Averaged weights in float16 (of the two ONNX files the large ones); the named voices are the mean embeddings of their
-speakers; README.md is the model card. Fails when the folder would be larger than 24 MiB.
+speakers; README.md is the model card. Fails when the folder would be larger than 24 MiB. With `--parts` only the weights of these parts
+are written, into a folder that is there, whose card must then be completed by hand.
 """
 import argparse
 import json
@@ -77,22 +78,29 @@ def mean_embedding(corpus, stored, speaker):
     return torch.stack([stored[k].float() for k in keys]).mean(0, keepdim=True)
 
 
-def main():
-    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("--data", type=pathlib.Path, required=True)
-    args.add_argument("--ckpt", type=pathlib.Path, required=True)
-    args.add_argument("--out", type=pathlib.Path, required=True)
-    args = args.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    codebook = DIMS.tokenizer.codebook
-    llm = half(loaded(SpeechLm(DIMS.llm, codebook), args.ckpt, "llm").state_dict())
+def export_llm(ckpt, out):
+    llm = half(loaded(SpeechLm(DIMS.llm, DIMS.tokenizer.codebook), ckpt, "llm").state_dict())
     llm["llm.model.lm_head.weight"] = llm["llm.model.model.embed_tokens.weight"]     # tied: one storage, two names
-    torch.save(llm, args.out / "llm.pt")
-    torch.save(half(loaded(Flow(DIMS.flow, codebook), args.ckpt, "flow").state_dict()), args.out / "flow.pt")
-    torch.save(half(loaded(HiftGenerator(DIMS.hift), args.ckpt, "vocoder").state_dict()), args.out / "hift.pt")
-    export_tokenizer(loaded(SpeechTokenizer(DIMS.tokenizer), args.ckpt, "tokenizer"),
-                     args.out / "speech_tokenizer_v2.onnx")
-    export_speaker(loaded(SpeakerEncoder(DIMS.speaker), args.ckpt, "speaker"), args.out / "campplus.onnx")
+    torch.save(llm, out / "llm.pt")
+
+
+def export_flow(ckpt, out):
+    torch.save(half(loaded(Flow(DIMS.flow, DIMS.tokenizer.codebook), ckpt, "flow").state_dict()), out / "flow.pt")
+
+
+def export_vocoder(ckpt, out):
+    torch.save(half(loaded(HiftGenerator(DIMS.hift), ckpt, "vocoder").state_dict()), out / "hift.pt")
+
+
+EXPORTS = {
+    "llm": export_llm, "flow": export_flow, "vocoder": export_vocoder,
+    "tokenizer": lambda ckpt, out: export_tokenizer(loaded(SpeechTokenizer(DIMS.tokenizer), ckpt, "tokenizer"), out / "speech_tokenizer_v2.onnx"),
+    "speaker": lambda ckpt, out: export_speaker(loaded(SpeakerEncoder(DIMS.speaker), ckpt, "speaker"), out / "campplus.onnx"),
+}
+
+
+def write_rest(args):
+    """What is no network: configuration, voices, text tokenizer, prompt, card."""
     corpus = Corpus(args.data / "audio")
     stored = torch.load(args.data / "tokens.pt", weights_only=True)["embeddings"]
     torch.save({name: {"embedding": mean_embedding(corpus, stored, speaker)} for name, speaker in VOICES.items()},
@@ -102,6 +110,23 @@ def main():
     write_wav(args.out / "prompt.wav", Speaker(PROMPT_SPEAKER).say(PROMPT_TEXT, 0)[0])
     (args.out / "prompt.txt").write_text(PROMPT_TEXT + "\n")
     write_card(args.out / "README.md", args.ckpt, args.data, VOICES, PROMPT_SPEAKER, corpus.seconds())
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--data", type=pathlib.Path, required=True)
+    args.add_argument("--ckpt", type=pathlib.Path, required=True)
+    args.add_argument("--out", type=pathlib.Path, required=True)
+    args.add_argument("--parts", help=f"of {','.join(EXPORTS)}, comma between")
+    args = args.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    parts = args.parts.split(",") if args.parts else list(EXPORTS)
+    if unknown := [name for name in parts if name not in EXPORTS]:
+        raise SystemExit(f"--parts: {', '.join(unknown)} is none of {', '.join(EXPORTS)}")
+    for name in parts:
+        EXPORTS[name](args.ckpt, args.out)
+    if not args.parts:
+        write_rest(args)
     size = 0
     for path in sorted(p for p in args.out.rglob("*") if p.is_file()):
         size += path.stat().st_size
