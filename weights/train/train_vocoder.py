@@ -74,7 +74,7 @@ def main():
     parser.add_argument("--gan-from", type=float, default=0.3, help="share of the run before the adversarial losses")
     parser.add_argument("--judged", type=int, help="crops a step that the discriminators see (all)")
     parser.add_argument("--slim-judges", action="store_true", help="few small discriminators, which a CPU can afford")
-    parser.add_argument("--only", choices=["f0"])
+    parser.add_argument("--only", choices=["f0"], help="train this predictor alone, mostly with --begin")
     args = parser.parse_args()
     device = setup(args)
     if args.tiny_steps:

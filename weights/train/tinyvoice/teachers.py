@@ -33,6 +33,7 @@ FRAME = 960                      # samples of one speech token
 LEAD, TAIL = 1920, 3840          # silence kept before and after the speech, samples
 LOUDNESS = 0.075                 # RMS of the voiced part
 DURATION_HOP, F0_HOP, LEAST_F0 = 600, 300, 40.0      # samples, samples, Hz: of what hibari and kokoro tell
+SPECTRUM = 1200                  # samples of hibari's Fourier transform
 
 
 def read_wav(source):
@@ -64,8 +65,8 @@ class Timbre:
         tract = np.clip(self.pitch ** 0.3 * 2.0 ** (0.11 * rng.standard_normal()), 0.78, 1.24)
         own = 2.0 ** (0.06 * rng.standard_normal(len(self.FORMANTS)))
         self.pace = rng.uniform(0.88, 1.15)
-        bins = np.arange(601, dtype=np.float32) * (SAMPLE_RATE / 1200)
-        moved = np.interp(bins, self.FORMANTS, tract * own) 
+        bins = np.arange(SPECTRUM // 2 + 1, dtype=np.float32) * (SAMPLE_RATE / SPECTRUM)
+        moved = np.interp(bins, self.FORMANTS, tract * own)
         self.source = np.clip(bins / moved, 0, bins[-1]) / bins[1]        # where each bin's level comes from
         colour = 3.0 * rng.standard_normal(len(self.KNOTS)) + rng.uniform(-3.0, 2.0) * np.log2(np.maximum(self.KNOTS, 300) / 1000)
         self.colour = (np.interp(bins, self.KNOTS, colour) * np.log(10) / 20).astype(np.float32)[:, None]
@@ -78,7 +79,7 @@ class Timbre:
         return np.where(voiced, self.pitch * middle * (np.maximum(f0, 1.0) / middle) ** self.range, 0.0).astype(np.float32)
 
     def spectrum(self, log, noise=False):
-        """Log magnitudes [601, F]."""
+        """Natural log magnitudes [601, F], with `noise` those of the noise, which breath moves too."""
         low = self.source.astype(int)
         part = (self.source - low).astype(np.float32)[:, None]
         high = np.minimum(low + 1, len(log) - 1)
@@ -244,6 +245,8 @@ class Speaker:
         self.ratio, self.options = float(ratio or 1), {"pitch": float(pitch)} if pitch else {}
         if number:
             self.options["timbre"] = Timbre(int(number))
+        if self.options and base != "heart":
+            raise ValueError(f"{base}: only the pitch and timbre of heart can be moved by ^ and #")
         self.engine = engine_of(base)
 
     def say(self, text, seed):
