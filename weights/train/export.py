@@ -4,7 +4,7 @@
     export.py --data DATA --ckpt CKPT --out ../tiny [--parts flow,llm]
 
 Averaged weights in float16 (of the two ONNX files the large ones); the named voices are the mean embeddings of their
-speakers; README.md is the model card. Fails when the folder would be larger than 24 MiB. With `--parts` only the weights of these parts
+speakers; README.md is the model card. Fails when the folder would be larger than 24 MiB. With `--parts` only these parts
 are written, into a folder that is there, whose card must then be completed by hand.
 """
 import argparse
@@ -78,38 +78,42 @@ def mean_embedding(corpus, stored, speaker):
     return torch.stack([stored[k].float() for k in keys]).mean(0, keepdim=True)
 
 
-def export_llm(ckpt, out):
-    llm = half(loaded(SpeechLm(DIMS.llm, DIMS.tokenizer.codebook), ckpt, "llm").state_dict())
+def export_llm(args):
+    llm = half(loaded(SpeechLm(DIMS.llm, DIMS.tokenizer.codebook), args.ckpt, "llm").state_dict())
     llm["llm.model.lm_head.weight"] = llm["llm.model.model.embed_tokens.weight"]     # tied: one storage, two names
-    torch.save(llm, out / "llm.pt")
+    torch.save(llm, args.out / "llm.pt")
 
 
-def export_flow(ckpt, out):
-    torch.save(half(loaded(Flow(DIMS.flow, DIMS.tokenizer.codebook), ckpt, "flow").state_dict()), out / "flow.pt")
+def export_flow(args):
+    torch.save(half(loaded(Flow(DIMS.flow, DIMS.tokenizer.codebook), args.ckpt, "flow").state_dict()), args.out / "flow.pt")
 
 
-def export_vocoder(ckpt, out):
-    torch.save(half(loaded(HiftGenerator(DIMS.hift), ckpt, "vocoder").state_dict()), out / "hift.pt")
+def export_vocoder(args):
+    torch.save(half(loaded(HiftGenerator(DIMS.hift), args.ckpt, "vocoder").state_dict()), args.out / "hift.pt")
 
 
-EXPORTS = {
-    "llm": export_llm, "flow": export_flow, "vocoder": export_vocoder,
-    "tokenizer": lambda ckpt, out: export_tokenizer(loaded(SpeechTokenizer(DIMS.tokenizer), ckpt, "tokenizer"), out / "speech_tokenizer_v2.onnx"),
-    "speaker": lambda ckpt, out: export_speaker(loaded(SpeakerEncoder(DIMS.speaker), ckpt, "speaker"), out / "campplus.onnx"),
-}
-
-
-def write_rest(args):
-    """What is no network: configuration, voices, text tokenizer, prompt, card."""
+def export_voices(args):
     corpus = Corpus(args.data / "audio")
     stored = torch.load(args.data / "tokens.pt", weights_only=True)["embeddings"]
     torch.save({name: {"embedding": mean_embedding(corpus, stored, speaker)} for name, speaker in VOICES.items()},
                args.out / "spk2info.pt")
+
+
+EXPORTS = {
+    "llm": export_llm, "flow": export_flow, "vocoder": export_vocoder, "voices": export_voices,
+    "tokenizer": lambda args: export_tokenizer(loaded(SpeechTokenizer(DIMS.tokenizer), args.ckpt, "tokenizer"),
+                                               args.out / "speech_tokenizer_v2.onnx"),
+    "speaker": lambda args: export_speaker(loaded(SpeakerEncoder(DIMS.speaker), args.ckpt, "speaker"), args.out / "campplus.onnx"),
+}
+
+
+def write_rest(args):
+    """What is no network: configuration, text tokenizer, prompt, card."""
     write_yaml(args.out / "cosyvoice2.yaml")
     write_qwen(args.out / "CosyVoice-BlankEN", args.data)
     write_wav(args.out / "prompt.wav", Speaker(PROMPT_SPEAKER).say(PROMPT_TEXT, 0)[0])
     (args.out / "prompt.txt").write_text(PROMPT_TEXT + "\n")
-    write_card(args.out / "README.md", args.ckpt, args.data, VOICES, PROMPT_SPEAKER, corpus.seconds())
+    write_card(args.out / "README.md", args.ckpt, args.data, VOICES, PROMPT_SPEAKER, Corpus(args.data / "audio").seconds())
 
 
 def main():
@@ -124,7 +128,7 @@ def main():
     if unknown := [name for name in parts if name not in EXPORTS]:
         raise SystemExit(f"--parts: {', '.join(unknown)} is none of {', '.join(EXPORTS)}")
     for name in parts:
-        EXPORTS[name](args.ckpt, args.out)
+        EXPORTS[name](args)
     if not args.parts:
         write_rest(args)
     size = 0

@@ -4,7 +4,8 @@
     make_audio.py --text DATA/text.tsv --out DATA/audio --speakers heart=6,joe=1,slt=0.3,heart@1.1=0.3 [--workers 2]
 
 NAME=HOURS for each speaker (names: see tinyvoice/teachers.py). NAME~RATIO is made of what NAME has said, played RATIO times as
-fast, so that pitch, formants and pace all move: a pseudo-speaker for next to nothing. Sentences are drawn by a generator seeded with the
+fast, so that pitch, formants and pace all move: a pseudo-speaker for next to nothing; NAME~#NUMBER draws the ratio, and a colour of the
+spectrum. Sentences are drawn by a generator seeded with the
 speaker's name, so a repeated run reads the same ones; a tenth as many held-out sentences are read too. Shards
 that exist are kept.
 """
@@ -16,10 +17,12 @@ import random
 import time
 import zlib
 
+import torch
+
 from tinyvoice.audio import resample_batch
-from tinyvoice.config import SAMPLE_RATE
+from tinyvoice.config import MEL_HOP, SAMPLE_RATE
 from tinyvoice.corpus import Corpus, ShardWriter
-from tinyvoice.teachers import FRAME, Speaker
+from tinyvoice.teachers import FRAME, Replay, Speaker
 
 SHARD_HOURS = 0.5
 TEST_SHARE = 0.03     # of the audio, from held-out sentences
@@ -34,11 +37,16 @@ def read_sentences(path):
     return split
 
 
+def file_name(speaker):
+    """What the shards of a speaker that is not played from another's are called, before their number."""
+    return speaker.replace("@", "_").replace("+", "-")
+
+
 def make_shard(job):
     text_path, folder, speaker, index, hours = job
     if "~" in speaker:
         return replay_shard(*job)
-    name = f"{speaker.replace('@', '_').replace('+', '-')}.{index:03d}"
+    name = f"{file_name(speaker)}.{index:03d}"
     if (folder / f"{name}.jsonl").exists():
         return name, 0.0
     rng = random.Random(zlib.crc32(name.encode()))
@@ -62,20 +70,35 @@ def finish(folder, name, writer):
         (folder / f".{name}{suffix}").rename(folder / f"{name}{suffix}")
 
 
+def replayed(told, ratio, count):
+    """What `told_of` tells, of `count` mel frames of the same speech played `ratio` times as fast."""
+    at = [min(int((i + 0.5) * ratio), len(told["f0"]) - 1) for i in range(count)]
+    return {"frames": "".join(told["frames"][i] for i in at), "stress": "".join(told["stress"][i] for i in at),
+            "f0": [round(told["f0"][i] * ratio) for i in at]}
+
+
 def replay_shard(_, folder, speaker, index, hours):
-    """A shard of `BASE~RATIO` from the shards of BASE."""
+    """A shard of `BASE~RATIO` or `BASE~#NUMBER` from the shards of BASE."""
     name = f"{speaker}.{index:03d}"
     if (folder / f"{name}.jsonl").exists():
         return name, 0.0
-    base, _, ratio = speaker.partition("~")
-    corpus = Corpus(folder, None, lambda s: s == base)
+    base, _, how = speaker.partition("~")
+    replay = Replay(int(how[1:])) if how.startswith("#") else None
+    ratio = replay.ratio if replay else float(how)
+    shards = [path.stem for path in folder.glob("[!.]*.jsonl") if path.stem.rpartition(".")[0] == file_name(base)]
+    corpus = Corpus(folder, None, shards=shards)
     rows = sorted(corpus.rows, key=lambda row: zlib.crc32(f"{name} {row['key']}".encode()))
     writer = ShardWriter(folder, f".{name}")
     for row in rows:
         if writer.samples >= hours * 3600 * SAMPLE_RATE:
             break
-        audio = resample_batch(corpus.audio(row)[None], round(SAMPLE_RATE * float(ratio)), SAMPLE_RATE)[0]
-        writer.add(speaker, row["split"], row["text"], audio[:len(audio) // FRAME * FRAME].numpy())
+        audio = corpus.audio(row)
+        if replay:
+            audio = torch.from_numpy(replay.coloured(audio.numpy()))
+        audio = resample_batch(audio[None], round(SAMPLE_RATE * ratio), SAMPLE_RATE)[0]
+        audio = audio[:len(audio) // FRAME * FRAME].numpy()
+        told = replayed(row, ratio, len(audio) // MEL_HOP) if "frames" in row else None
+        writer.add(speaker, row["split"], row["text"], audio, told)
     finish(folder, name, writer)
     return name, writer.samples / SAMPLE_RATE
 

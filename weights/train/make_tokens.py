@@ -11,7 +11,6 @@ sounds, the text says which ones there must be, and the cheapest way to have the
 language model and flow never learn from a sound that was misheard. Embeddings are those of the trained speaker encoder.
 """
 import argparse
-import collections
 import pathlib
 import zlib
 
@@ -19,7 +18,7 @@ import torch
 
 from tinyvoice.audio import fbank_16k, resample_batch
 from tinyvoice.config import DIMS, PROMPT_RATE, SAMPLE_RATE
-from tinyvoice.corpus import Corpus, with_features
+from tinyvoice.corpus import Corpus, some, with_features
 from tinyvoice.models.speaker import SpeakerEncoder
 from tinyvoice.models.speech_tokenizer import SpeechTokenizer
 from tinyvoice.phonetic import SOUNDS, heard_frames, sounds_of_phonemes, spoken_tokens, tokens_of
@@ -54,15 +53,6 @@ class Aligner:
         points = torch.stack([self.names(self.hidden(x))[0].log_softmax(-1) for x in (feats, later)], dim=1).flatten(0, 1)
         frames = (points + torch.cat([points[:1], points[:-1]])) / 2
         return tokens_of(heard_frames(self.sounds[row["text"]], frames[:len(f0)].cpu().numpy()), f0)
-
-
-def some(count, rows, done):
-    """Of each speaker the first rows, in all `count` with those that are in `done`."""
-    known = collections.Counter(row["speaker"] for row in rows if row["key"] in done)
-    for row in rows:
-        if row["key"] not in done and known[row["speaker"]] < count:
-            known[row["speaker"]] += 1
-            yield row
 
 
 @torch.inference_mode()

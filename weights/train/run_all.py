@@ -24,6 +24,9 @@ SPEAKERS = ("heart=40,heart@0.84=1.5,heart@1.14=1.5,heart@0.88^0.72=1.5,joe=2,ku
             "kumo@0.92=0.2,kumo@1.12=0.2,alpha@0.88=0.2,alpha@1.08=0.2,gongitsune@0.94=0.2,tebukuro@1.08=0.2"
             + "".join(f",heart#{number}=0.05" for number in range(150)))
 FLITE_SPEAKERS = ",slt=0.4,rms=0.4,awb=0.4,slt@0.88=0.2,slt@1.13=0.2,rms@0.9=0.2,rms@1.15=0.2,awb@1.12=0.2,awb@0.9=0.2"
+DRAWN = "".join(f",kokoro#{number}=0.03" for number in range(40)) + "".join(
+    f",{name}~#{number}=0.02" for number in range(6)
+    for name in ("kumo", "alpha", "gongitsune", "tebukuro", "joe", *(f"kokoro#{mix}" for mix in range(40))))
 REPLAYED = "".join(f",{name}~{ratio}=0.1" for name in ("kumo", "alpha", "joe") for ratio in (0.84, 0.92, 1.09, 1.18))
 TINY_SPEAKERS = "heart=0.006,heart@0.84=0.002,heart@1.14=0.002,heart@0.88^0.72=0.002,heart#1=0.001,joe=0.001,joe~0.9=0.001,kumo=0.001"
 # of the flow's rows: the voices that are bundled
@@ -84,7 +87,8 @@ def prepare(plan):
     plan.finish(plan.start("audio", "make_audio.py", "--text", data / "text.tsv", "--out", data / "audio",
                            "--speakers", speakers),
                 plan.start("bpe", "make_bpe.py", "--data", data))
-    plan.finish(plan.start("features", "make_feats.py", "--data", data), plan.start("told", "make_tokens.py", "--data", data))
+    plan.finish(plan.start("features", "make_feats.py", "--data", data), plan.start("told", "make_tokens.py", "--data", data),
+                plan.start("voiceprints", "make_voiceprints.py", "--data", data))
 
 
 def main():
@@ -95,7 +99,7 @@ def main():
     args.add_argument("--threads", type=int, default=2, help="CPU threads a process")
     args.add_argument("--minutes", type=float, default=24, help="training time, making the data not counted")
     args.add_argument("--call-minutes", type=float, default=1e6, help="end this call after so long")
-    args.add_argument("--speakers", default=SPEAKERS + REPLAYED + FLITE_SPEAKERS)
+    args.add_argument("--speakers", default=SPEAKERS + REPLAYED + DRAWN + FLITE_SPEAKERS)
     args.add_argument("--tiny-steps", action="store_true", help="smoke run: two steps a part on a minute of speech")
     plan = Plan(args.parse_args())
     paths = ("--data", plan.data, "--ckpt", plan.ckpt)

@@ -9,10 +9,12 @@ venv=${TRAIN_VENV:-$HOME/.cache/cosyvoice-train}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-if ! cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
+wanted=$(cat "$here/requirements.txt" "$here/requirements-alone.txt")
+if [ "$wanted" != "$(cat "$venv/installed.txt" 2>/dev/null)" ]; then
     python3 -m venv "$venv"
     "$venv/bin/pip" install --quiet --requirement "$here/requirements.txt"
-    cp "$here/requirements.txt" "$venv/installed.txt"
+    "$venv/bin/pip" install --quiet --no-deps --requirement "$here/requirements-alone.txt"
+    printf '%s\n' "$wanted" > "$venv/installed.txt"
 fi
 if ! [ -d /usr/share/games/fortunes ] || ! command -v flite >/dev/null; then
     apt-get update --quiet >/dev/null

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 import make_feats
-from make_audio import replay_shard
+from make_audio import replay_shard, replayed
+from make_voiceprints import placed, space, speaker_means
 from tinyvoice.audio import log_mel_16k, mel_24k, warp
-from tinyvoice.config import HiftDims
+from tinyvoice.config import SPK_DIM, HiftDims
 from tinyvoice.corpus import Corpus, ShardWriter, trained_on, with_features
 from tinyvoice.models.discriminators import Discriminators
 from tinyvoice.models.hift import HiftGenerator
@@ -20,7 +21,7 @@ from tinyvoice.training import Run
 from train_flow import spread
 from train_vocoder import crops
 from tinyvoice.phonetic import token_of
-from tinyvoice.teachers import Timbre
+from tinyvoice.teachers import Replay, Timbre, drawn_mix
 from train_tokenizer import as_others, collapsed, digit_losses, misread, wanted
 
 
@@ -104,6 +105,55 @@ class Timbres(unittest.TestCase):
             self.assertLessEqual(float(spectrum.max()), 1e-5)
 
 
+class Drawn(unittest.TestCase):
+    """Speakers that a number names."""
+
+    def test_mixes_are_of_sum_one_and_differ(self):
+        mixes = np.stack([drawn_mix(number) for number in range(50)])
+        np.testing.assert_allclose(mixes.sum(1), 1, atol=1e-6)
+        np.testing.assert_array_equal(mixes[7], drawn_mix(7))
+        self.assertGreater(float(mixes.std(0).min()), 0.2)
+        self.assertGreater(float(mixes.min()), -0.15)
+
+    def test_a_replay_colours_and_moves_nothing_in_time(self):
+        click = np.zeros(4000, np.float32)
+        click[1000] = 0.5
+        spectra = []
+        for number in range(4):
+            replay = Replay(number)
+            self.assertEqual(replay.ratio, round(replay.ratio, 2))
+            out = replay.coloured(click)
+            self.assertEqual((len(out), int(np.abs(out).argmax())), (4000, 1000))
+            self.assertAlmostEqual(float(np.abs(out).max()), 0.5, places=5)
+            spectra.append(np.abs(np.fft.rfft(out)))
+        self.assertGreater(float(np.abs(np.log(spectra[0] / spectra[1])).max()), 0.2)
+
+    def test_what_is_told_is_replayed(self):
+        told = {"frames": "aabbccdd", "stress": "00110022", "f0": [100, 100, 0, 0, 200, 200, 300, 300]}
+        self.assertEqual(replayed(told, 2.0, 4), {"frames": "abcd", "stress": "0102", "f0": [200, 0, 400, 600]})
+        slow = replayed(told, 0.5, 17)
+        self.assertEqual(slow["frames"], "aaaabbbbccccddddd")
+        self.assertEqual(slow["f0"][:4], [50] * 4)
+
+
+class Voiceprints(unittest.TestCase):
+    def test_speakers_are_placed_by_what_sets_them_apart(self):
+        rng = torch.Generator().manual_seed(0)
+        common = torch.rand(256, generator=rng)
+        apart = {name: torch.randn(256, generator=rng) for name in ("a", "b", "c")}
+        apart["a like"] = apart["a"] + 0.2 * torch.randn(256, generator=rng)
+        rows = [{"key": f"{name}{i}", "speaker": name} for name in apart for i in range(3)]
+        prints = {row["key"]: common + 0.1 * apart[row["speaker"]] for row in rows}
+        stored = space(rows, prints)
+        self.assertEqual(tuple(stored["directions"].shape), (SPK_DIM, 256))
+        means = speaker_means([*rows, {"key": "unheard", "speaker": "d"}], prints)
+        self.assertEqual(list(means), ["a", "a like", "b", "c"])
+        points = placed(torch.stack(list(means.values())), stored)
+        near = points @ points.T
+        self.assertGreater(float(near[0, 1]), 0.9)
+        self.assertLess(float(near[0, 2:].max()), 0.3)
+
+
 class Judges(unittest.TestCase):
     def test_slim_ones_are_fewer_and_see_every_crop(self):
         wave = torch.randn(2, 24_000)
@@ -116,7 +166,7 @@ class Shares(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory()
         for name, count in (("a", 40), ("b", 4), ("c", 4)):
-            writer = ShardWriter(self.folder.name, name)
+            writer = ShardWriter(self.folder.name, f"{name}.000")
             for i in range(count):
                 writer.add(name, "train", "words", np.full(960 * (10 + i), 0.5, np.float32))
             writer.close()

@@ -108,9 +108,10 @@ def main():
             sounds[i, :len(known)] = torch.tensor(known, dtype=torch.long)
             weights[i, :len(known)] = torch.tensor(evenly(row.get("frames", "")))
         is_main = torch.tensor([row["speaker"] == args.main for row in rows], device=device) if args.main else None
+        cloned = torch.tensor([bool(shares) and row["speaker"] not in shares for row in rows], device=device)
         with autocast(device):
             loss, prior, sound = model.loss(padded, lengths, mel, embedding.to(device), sounds.to(device), weights.to(device),
-                                            reader, args.only, is_main)
+                                            reader, args.only, is_main, cloned)
         run.add(loss=loss, prior=prior, sound=sound)
         helpers = 0.0 if args.only == "estimator" else PRIOR_WEIGHT * prior + SOUND_WEIGHT * sound
         clipped_step(loss + helpers, optimizer, parameters)

@@ -27,12 +27,13 @@ MELS = ((1920, 480, 80, 8000.0), (1024, 256, 80, 12000.0), (512, 128, 40, 12000.
 NARROW = ("slt", "rms", "awb", "kal16")     # 16 kHz teachers: nothing above 8 kHz to learn from
 
 
-def crops(corpus, frames, batch, device):
-    """Random crops and their f0: float32 [B, 480 * frames], [B, frames]; shorter utterances are padded with silence."""
+def crops(corpus, frames, batch, device, evenly=0.0):
+    """Random crops and their f0: float32 [B, 480 * frames], [B, frames]; shorter utterances are padded with silence. `evenly`: the
+    share of them whose speaker is drawn first, each as likely; the others are of utterances drawn from all."""
     length = frames * MEL_HOP
     out, told, known = torch.zeros(batch, length), torch.zeros(batch, frames), torch.zeros(batch, 1, dtype=torch.bool)
     for i in range(batch):
-        row = random.choice(corpus.rows)
+        row = corpus.of_any_speaker() if random.random() < evenly else random.choice(corpus.rows)
         start = random.randrange(0, max(1, row["length"] - length), MEL_HOP)
         piece = corpus.audio(row, start, length)
         out[i, :len(piece)] = piece
@@ -72,6 +73,7 @@ def main():
     parser = arguments(__doc__, steps=60_000, batch=32, lr=4e-4)
     parser.add_argument("--frames", type=int, default=50, help="mel frames a crop")
     parser.add_argument("--gan-from", type=float, default=0.3, help="share of the run before the adversarial losses")
+    parser.add_argument("--evenly", type=float, default=0.0, metavar="SHARE", help="of the crops: from speakers drawn evenly")
     parser.add_argument("--judged", type=int, help="crops a step that the discriminators see (all)")
     parser.add_argument("--slim-judges", action="store_true", help="few small discriminators, which a CPU can afford")
     parser.add_argument("--only", choices=["f0"], help="train this predictor alone, mostly with --begin")
@@ -89,7 +91,7 @@ def main():
     model.interpolate()
     for _ in run.steps():
         adversarial = run.progress() >= args.gan_from
-        real, f0 = crops(corpus, args.frames, args.batch, device)
+        real, f0 = crops(corpus, args.frames, args.batch, device, args.evenly)
         mel = normal(mel_24k(real))
         predicted = model.f0_predictor(mel)
         f0_loss = F.l1_loss(predicted, f0)

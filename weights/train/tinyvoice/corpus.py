@@ -2,6 +2,7 @@
 utterance: {speaker, split, text, start, length} with start and length in samples, length a multiple of 960, and where the
 teacher tells them `frames`, `stress` and `f0` of its mel frames (`told_of` in `teachers.py`)."""
 import bisect
+import collections
 import json
 import math
 import pathlib
@@ -52,6 +53,15 @@ def with_features(folder):
     """Names of the shards that `make_feats.py` has read."""
     folder = pathlib.Path(folder)
     return [path.stem for path in folder.glob("[!.]*.jsonl") if all((folder / f"{path.stem}.{k}.f16").exists() for k in FEATURES)]
+
+
+def some(count, rows, done):
+    """Of each speaker the first rows, in all `count` with those that are in `done`."""
+    known = collections.Counter(row["speaker"] for row in rows if row["key"] in done)
+    for row in rows:
+        if row["key"] not in done and known[row["speaker"]] < count:
+            known[row["speaker"]] += 1
+            yield row
 
 
 class Corpus:
@@ -111,19 +121,28 @@ class Corpus:
         near = self.by_length[max(0, start - size):start + size]
         return random.sample(near, min(size, len(near)))
 
-    def shared(self, size, shares):
-        """`size` random utterances of about the same length, from speakers drawn by `shares` (name to share of the
-        utterances); what the shares leave of 1 is for the other speakers, evenly."""
+    def speakers(self):
+        """The utterances of each speaker, the short first."""
         if not self.by_speaker:
             for row in self.by_length:
                 self.by_speaker.setdefault(row["speaker"], []).append(row)
-        others = [name for name in self.by_speaker if name not in shares]
+        return self.by_speaker
+
+    def of_any_speaker(self):
+        """A random utterance of a speaker drawn first, each as likely."""
+        return random.choice(random.choice(list(self.speakers().values())))
+
+    def shared(self, size, shares):
+        """`size` random utterances of about the same length, from speakers drawn by `shares` (name to share of the
+        utterances); what the shares leave of 1 is for the other speakers, evenly."""
+        by_speaker = self.speakers()
+        others = [name for name in by_speaker if name not in shares]
         rest = max(0.0, 1.0 - sum(shares.values())) / max(1, len(others))
-        names = [name for name in shares if name in self.by_speaker] + others
+        names = [name for name in shares if name in by_speaker] + others
         length = random.choice(self.rows)["length"]
         chosen = []
         for name in random.choices(names, [shares.get(name, rest) for name in names], k=size):
-            rows = self.by_speaker[name]
+            rows = by_speaker[name]
             near = 2 + len(rows) // 40
             place = bisect.bisect(rows, length, key=lambda row: row["length"]) + random.randint(-near, near)
             chosen.append(rows[min(max(place, 0), len(rows) - 1)])

@@ -9,9 +9,9 @@ teacher that tells them the phoneme, the stress and the pitch of every frame.
 | flite   | Debian flite                              | BSD-like                           | slt, rms, awb, kal  |
 
 A name may end in `@RATIO`: the teacher speaks RATIO times slower and the result is resampled, so pitch and formants
-move by RATIO while the pace stays: a pseudo-speaker (`make_audio.py` knows a cheaper kind, `NAME~RATIO`). After that, `^RATIO`
+move by RATIO while the pace stays: a pseudo-speaker (`make_audio.py` knows a cheaper kind, `NAME~RATIO`, or `NAME~#NUMBER`: see `Replay`). After that, `^RATIO`
 moves the pitch of `heart` alone, formants unchanged. `heart#NUMBER` is one of any number of speakers made of `heart`: see
-`Timbre`. `a+b` is the mean of two kokoro style vectors.
+`Timbre`. `a+b` is the mean of two kokoro style vectors, `kokoro#NUMBER` a mix of those of TAUGHT drawn by number.
 """
 import io
 import json
@@ -27,6 +27,7 @@ from .config import MEL_HOP, SAMPLE_RATE
 
 KOKORO = {"alpha": "jf_alpha", "gongitsune": "jf_gongitsune", "nezumi": "jf_nezumi", "tebukuro": "jf_tebukuro",
           "kumo": "jm_kumo"}
+TAUGHT = ("alpha", "gongitsune", "tebukuro", "kumo")     # of KOKORO, those that a drawn mix is made of
 FLITE = ("slt", "rms", "awb", "kal16")
 SILENCE, STRESS = " ", "ˈˌ"
 FRAME = 960                      # samples of one speech token
@@ -52,10 +53,19 @@ def write_wav(path, audio, rate=SAMPLE_RATE):
         f.writeframes((np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes())
 
 
+KNOTS = np.array([0, 300, 700, 1500, 2500, 4000, 6500, 12000], np.float32)    # Hz, of colour
+
+
+def colour(rng, bins, steepest, flattest, uneven=3.0):
+    """A drawn colour of the spectrum, dB at each of `bins` (Hz): a slope between the two (dB an octave), and `uneven` dB (standard
+    deviation) at each of KNOTS."""
+    points = uneven * rng.standard_normal(len(KNOTS)) + rng.uniform(steepest, flattest) * np.log2(np.maximum(KNOTS, 300) / 1000)
+    return np.interp(bins, KNOTS, points)
+
+
 class Timbre:
     """What makes a speaker of its own of `heart`, drawn by number: height and liveliness of the pitch, how long the vocal tract is
     (formants go with the pitch, but loosely, and each a little its own way), the colour of the spectrum, breath, pace."""
-    KNOTS = np.array([0, 300, 700, 1500, 2500, 4000, 6500, 12000], np.float32)    # Hz, of colour
     FORMANTS = np.array([0, 600, 1700, 2800, 4500, 12000], np.float32)           # Hz, of warping
 
     def __init__(self, number):
@@ -68,8 +78,7 @@ class Timbre:
         bins = np.arange(SPECTRUM // 2 + 1, dtype=np.float32) * (SAMPLE_RATE / SPECTRUM)
         moved = np.interp(bins, self.FORMANTS, tract * own)
         self.source = np.clip(bins / moved, 0, bins[-1]) / bins[1]        # where each bin's level comes from
-        colour = 3.0 * rng.standard_normal(len(self.KNOTS)) + rng.uniform(-3.0, 2.0) * np.log2(np.maximum(self.KNOTS, 300) / 1000)
-        self.colour = (np.interp(bins, self.KNOTS, colour) * np.log(10) / 20).astype(np.float32)[:, None]
+        self.colour = (colour(rng, bins, -3.0, 2.0) * np.log(10) / 20).astype(np.float32)[:, None]
         self.breath = rng.uniform(-6.0, 6.0) * np.log(10) / 20
 
     def contour(self, f0):
@@ -84,6 +93,24 @@ class Timbre:
         part = (self.source - low).astype(np.float32)[:, None]
         high = np.minimum(low + 1, len(log) - 1)
         return (1 - part) * log[low] + part * log[high] + self.colour + (self.breath if noise else 0.0)
+
+
+class Replay:
+    """How a recording is played to be another speaker's, drawn by number: how many times as fast (pitch, formants and pace all
+    move), and in which colour."""
+    TAPS = 512
+
+    def __init__(self, number):
+        rng = np.random.default_rng(number)
+        self.ratio = round(2.0 ** rng.uniform(-0.28, 0.26), 2)     # hundredths: a short resampling filter
+        bins = np.fft.rfftfreq(self.TAPS, 1 / SAMPLE_RATE)
+        level = 10 ** (colour(rng, bins, -1.5, 1.5, uneven=2.5) / 20)
+        self.filter = (np.fft.fftshift(np.fft.irfft(level)) * np.hanning(self.TAPS)).astype(np.float32)
+
+    def coloured(self, audio):
+        """Nothing moves in time: the filter has linear phase, its delay is cut off. The peak stays as high."""
+        out = np.convolve(audio, self.filter)[self.TAPS // 2:][:len(audio)]
+        return out * (np.abs(audio).max() / max(np.abs(out).max(), 1e-6))
 
 
 def session_of(path, *told):
@@ -129,6 +156,13 @@ class HibariEngine:
         return np.concatenate(waves), SAMPLE_RATE, (spoken, np.concatenate(contour))
 
 
+def drawn_mix(number):
+    """Weights of TAUGHT for `kokoro#NUMBER`, of sum one: one to three speakers, and some of it carried beyond them."""
+    rng = np.random.default_rng(number)
+    weights = rng.dirichlet(np.full(len(TAUGHT), 0.6))
+    return weights + rng.uniform(0, 0.4) * (weights - 1 / len(TAUGHT))
+
+
 class KokoroEngine:
     """Kokoro-82M int8 ONNX; English phonemes from hibari's G2P, which writes the same alphabet. Tells what hibari tells: that model
     was made from this one."""
@@ -142,7 +176,10 @@ class KokoroEngine:
         self.vocab = json.loads((package._data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
         with (package._data / "voices_ja.npz").open("rb") as f:
             styles = np.load(f)
-            self.style = np.mean([styles[KOKORO[part]] for part in name.split("+")], axis=0)
+            base, _, number = name.partition("#")
+            parts = TAUGHT if number else base.split("+")
+            self.style = np.tensordot(drawn_mix(int(number)) if number else np.full(len(parts), 1 / len(parts)),
+                                      [styles[KOKORO[part]] for part in parts], axes=1)
         self.phonemize = Hibari().phonemize
 
     def say(self, text, slow, _seed):
@@ -240,6 +277,8 @@ class Speaker:
 
     def __init__(self, name):
         name, _, number = name.partition("#")
+        if number and name == "kokoro":
+            name, number = f"kokoro#{int(number)}", ""
         name, _, pitch = name.partition("^")
         base, _, ratio = name.partition("@")
         self.ratio, self.options = float(ratio or 1), {"pitch": float(pitch)} if pitch else {}

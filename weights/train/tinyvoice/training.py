@@ -19,6 +19,7 @@ import torch
 SAVE_SECONDS = 240
 LOG_STEPS = 50
 UNFINISHED = 75      # exit code of a run that --until stopped
+all_f32 = False      # set by --f32
 EXPORTED = {"vocoder": "hift.pt", "flow": "flow.pt", "llm": "llm.pt"}
 
 
@@ -36,6 +37,7 @@ def arguments(description, steps, batch, lr):
     parser.add_argument("--lr", type=float, default=lr)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--begin", type=pathlib.Path, metavar="MODEL", help="exported folder whose weights a new run begins from")
+    parser.add_argument("--f32", action="store_true", help="no bf16, on a CPU that multiplies it more slowly")
     parser.add_argument("--tiny-steps", action="store_true", help="smoke run: two steps on little data")
     return parser
 
@@ -150,6 +152,8 @@ class Run:
 
 def setup(args):
     """Threads and matrix precision; call before any tensor is made."""
+    global all_f32
+    all_f32 = args.f32
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -161,7 +165,7 @@ def setup(args):
 def autocast(device):
     """bf16 on a GPU and on a CPU that multiplies bf16, else plain f32."""
     native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=native)
+    return torch.autocast(device.type, torch.bfloat16, enabled=native and not all_f32)
 
 
 def clipped_step(loss, optimizer, parameters, limit=1.0):
