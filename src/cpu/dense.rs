@@ -60,7 +60,7 @@ impl Cpu {
                 .and_then(|(part, row)| biases[part].as_ref().map(|b| b[row]))
                 .unwrap_or(0.0)
         }));
-        let stored = Stored::linear(self.isa, self.options.weights);
+        let stored = Stored::linear(self.isa, self.options.weights, k);
         let panels = Panels::pack(panels, k, stored, |c, out| {
             place(c).map(|(part, row)| weight_row(parts[part].0, row, out))
         })?;

@@ -7,7 +7,9 @@ use super::gemm::Hardware;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa {
     level: Level,
-    /// Whether tile registers multiply pairs of bf16.
+    /// Whether products of bf16 are made of pairs of them: where the CPU does that faster than it multiplies f32.
+    pairs: bool,
+    /// Whether tile registers multiply these.
     tiles: bool,
 }
 
@@ -23,11 +25,12 @@ pub(crate) enum Level {
 
 impl Isa {
     /// No instructions beyond the target's baseline.
-    pub const PORTABLE: Self = Self::without_tiles(Level::Portable);
+    pub const PORTABLE: Self = Self::without_pairs(Level::Portable);
 
-    const fn without_tiles(level: Level) -> Self {
+    const fn without_pairs(level: Level) -> Self {
         Self {
             level,
+            pairs: false,
             tiles: false,
         }
     }
@@ -42,7 +45,7 @@ impl Isa {
         let mut all = vec![Self::PORTABLE];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            all.insert(0, Self::without_tiles(Level::Avx2));
+            all.insert(0, Self::without_pairs(Level::Avx2));
             if is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
@@ -50,11 +53,21 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vnni")
                 && is_x86_feature_detected!("avx512bf16")
             {
-                all.insert(0, Self::without_tiles(Level::Avx512));
-                if Hardware::detect().is_some() {
-                    let level = Level::Avx512;
-                    all.insert(0, Self { level, tiles: true });
-                }
+                let without = Self::without_pairs(Level::Avx512);
+                let pairs = Self {
+                    pairs: true,
+                    ..without
+                };
+                let tiles = Hardware::detect().map(|_| Self {
+                    tiles: true,
+                    ..pairs
+                });
+                all.splice(0..0, tiles);
+                let best_first = match slow_pairs() {
+                    true => [without, pairs],
+                    false => [pairs, without],
+                };
+                all.splice(tiles.iter().len()..tiles.iter().len(), best_first);
             }
         }
         all
@@ -62,13 +75,7 @@ impl Isa {
 
     /// Whether products are made of pairs of bf16, activations rounded as well as weights, where weights need not be exact.
     pub fn multiplies_bf16(self) -> bool {
-        match self.level {
-            Level::Portable => false,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => false,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => true,
-        }
+        self.pairs
     }
 
     /// For matching in the dispatchers.
@@ -91,9 +98,23 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 if self.tiles => "avx512+vnni+bf16+amx",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => "avx512+vnni+bf16",
+            Level::Avx512 if self.pairs => "avx512+vnni+bf16",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "avx512+vnni",
         }
     }
+}
+
+/// Whether `vdpbf16ps` is slower than two multiply-adds of f32. It is on Intel's cores that have it, which leave bf16 to the tile registers:
+/// half the rate, measured on Emerald Rapids (`docs/performance.md`); where the system hides those registers it is all there is. AMD's
+/// do it at twice the rate of f32 (Zen 5).
+#[cfg(target_arch = "x86_64")]
+fn slow_pairs() -> bool {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx]
+        .map(u32::to_le_bytes)
+        .as_flattened()
+        == b"GenuineIntel"
 }
 
 /// Compiles a function once per instruction set: `fn name<FMA>(args) -> T { body }` becomes `fn name(isa: Isa, args) -> T`. The body sees a

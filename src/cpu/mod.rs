@@ -7,7 +7,8 @@
 //! CPU's instructions alone: not on its batch, nor on the number of threads.
 //!
 //! Fast paths are chosen at run time ([`Isa`]). They exist for AVX2 with FMA, which has been run on AMD Zen 3 and 4, and for AVX-512 with VNNI and
-//! BF16, which has been run on Zen 4. Where a CPU has AMX, products of bf16 are made in its tile registers; that has been run on a model of
+//! BF16, which has been run on Zen 4 and 5 and on Emerald Rapids, whose multiply-adds of f32 are faster than those of bf16, so that weights of
+//! bf16 are widened there. Where a CPU has AMX, products of bf16 are made in its tile registers; that has been run on a model of
 //! the instructions only (`gemm/tiles.rs`), on no such CPU. Everywhere else the portable loops run.
 
 mod attention;

@@ -23,7 +23,7 @@ pub struct Peaks {
     pub read_bytes_per_s: f64,
     /// Operations per second (a multiply-add is two) of f32 multiply-adds on registers.
     pub f32_flops_per_s: f64,
-    /// The same for products with bf16 weights. Where the CPU has no instruction for it they are widened to f32, and the limit is that of f32.
+    /// The same for products with bf16 weights. Where the CPU has no fast instruction for it they are widened to f32, and the limit is that of f32.
     pub bf16_flops_per_s: f64,
     /// The same for products with int8 weights, which are multiplied and added as pairs of 16-bit integers where the CPU does that for many at once.
     pub int8_flops_per_s: f64,
@@ -48,6 +48,7 @@ impl Cpu {
             Level::Avx512 => (
                 match self.isa.tiles() {
                     Some(_) => self.multiply_add_rate(register_products, REGISTER_PRODUCTS),
+                    None if !self.isa.multiplies_bf16() => f32_flops_per_s,
                     None => self.multiply_add_rate(x86::avx512_bf16, CHAINS * 32),
                 },
                 self.multiply_add_rate(x86::avx512_integers, CHAINS * 32),

@@ -111,7 +111,7 @@ pub(crate) fn run(
         first_column: out.first_column,
         columns: out.columns,
     };
-    let blocks = RowBlocks::new(spans, job.row_bytes());
+    let blocks = RowBlocks::new(spans, job.row_bytes(isa));
     let group = job.group();
     let groups = w.panels.count.div_ceil(group);
     let wanted = (pool.threads() * CHUNKS_PER_THREAD).div_ceil(blocks.count);
@@ -212,11 +212,12 @@ impl Job<'_> {
     }
 
     /// Bytes that a row adds to a block.
-    fn row_bytes(&self) -> usize {
+    fn row_bytes(&self, isa: Isa) -> usize {
         match self.w.panels.values() {
             Values::I8(_) => int8::Rows::row_bytes(self.w.panels.k),
-            Values::Pairs(_) => self.x.row_stride * size_of::<u16>(),
-            Values::F32(_) | Values::Bf16(_) => self.x.row_stride * size_of::<f32>(),
+            #[cfg(target_arch = "x86_64")]
+            Values::Pairs(_) if isa.multiplies_bf16() => self.x.row_stride * size_of::<u16>(),
+            _ => self.x.row_stride * size_of::<f32>(),
         }
     }
 
@@ -241,8 +242,22 @@ impl Job<'_> {
             let range = panel..panel + count;
             self.expect_output(panel, count, (span.out + offset * self.row_step, span.rows));
             match self.w.panels.values() {
-                Values::F32(b) => self.accumulate(isa, b, (input, span.rows), range, acc),
-                Values::Bf16(b) => self.accumulate(isa, b, (input, span.rows), range, acc),
+                Values::F32(b) => {
+                    let run = |call: &Call<'_>, b: &[f32], out: Target<'_>| call.run(isa, b, out);
+                    self.accumulate(b, (input, span.rows), range, acc, run);
+                }
+                Values::Bf16(b) => {
+                    let run = |call: &Call<'_>, b: &[u16], out: Target<'_>| call.run(isa, b, out);
+                    self.accumulate(b, (input, span.rows), range, acc, run);
+                }
+                #[cfg(target_arch = "x86_64")]
+                Values::Pairs(b) if !isa.multiplies_bf16() => {
+                    self.accumulate(b, (input, span.rows), range, acc, |call, b, out| {
+                        let next = call.panels * call.panel_stride;
+                        let b = avx512::Side::strided(b, call.panels, call.panel_stride, next);
+                        avx512::run::<avx512::Widened>(isa, call, None, b, out);
+                    });
+                }
                 #[cfg(target_arch = "x86_64")]
                 Values::Pairs(b) => {
                     let span = Span { input, ..span };
@@ -280,14 +295,14 @@ impl Job<'_> {
         }
     }
 
-    /// Sums over the whole depth, block by block.
-    fn accumulate<W: Element>(
+    /// Sums over the whole depth, block by block: `run` makes the products of one.
+    fn accumulate<W>(
         &self,
-        isa: Isa,
         b: &[W],
         (input, rows): (usize, usize),
         panels: Range<usize>,
         acc: &mut Accumulators,
+        run: impl Fn(&Call<'_>, &[W], Target<'_>),
     ) {
         let k = self.w.panels.k;
         if k == 0 {
@@ -309,7 +324,7 @@ impl Job<'_> {
                     fresh: at == 0,
                 };
                 let b = &b[(panels.start * k + at) * WIDTH..];
-                call.run(isa, b, Target::accumulators(acc));
+                run(&call, b, Target::accumulators(acc));
                 done += depth;
             }
         }
@@ -437,7 +452,7 @@ impl Element for f32 {
         avx512::run::<avx512::Single>(isa, call, None, b, out);
     }
 }
-/// Only lower levels store bf16 so; see [`Stored`].
+/// At this level only bf16 of odd depths is stored so; see [`Stored`].
 #[cfg(target_arch = "x86_64")]
 impl Element for u16 {}
 /// A stored weight that products widen to f32.

@@ -5,6 +5,8 @@
 use half::bf16;
 
 use crate::backend::Result;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::isa::Level;
 use crate::cpu::pages::Lines;
 use crate::cpu::{Isa, WeightPrecision, out_of_memory};
 
@@ -15,9 +17,9 @@ const INT8_MAX: f32 = 127.0;
 
 /// Values of all panels.
 ///
-/// A bf16 row that is to be widened of 16 is stored with column `j` in the low and column `j + 8` in the high half of 32-bit word `j`: a shift and a mask make two
+/// A bf16 row of 16 that AVX2 is to widen is stored with column `j` in the low and column `j + 8` in the high half of 32-bit word `j`: a shift and a mask make two
 /// vectors of eight f32. Int8 rows come in pairs, since integers are multiplied and added in pairs, and so do bf16 rows where
-/// the CPU does that with them; past an odd depth the second row is zero.
+/// AVX-512 multiplies them, so or widened; past an odd depth the second row is zero.
 pub(crate) enum Values<'a> {
     F32(&'a [f32]),
     Bf16(&'a [u16]),
@@ -32,19 +34,24 @@ pub(crate) enum Stored {
     F32,
     /// To be widened to f32.
     Bf16,
-    /// To be multiplied as they are.
+    /// To be multiplied as they are, or to be widened two rows at a time.
     #[cfg(target_arch = "x86_64")]
     Bf16Pairs,
     Int8,
 }
 
 impl Stored {
-    /// How the kernels of `isa` want weights of linear layers.
-    pub(crate) fn linear(isa: Isa, precision: WeightPrecision) -> Self {
+    /// How the kernels of `isa` want weights of linear layers of depth `k`. Pairs are widened of an even depth only: an odd one's last row of
+    /// the input ends inside a pair.
+    pub(crate) fn linear(isa: Isa, precision: WeightPrecision, k: usize) -> Self {
         match precision {
             WeightPrecision::F32 => Self::F32,
             #[cfg(target_arch = "x86_64")]
-            WeightPrecision::Bf16 if isa.multiplies_bf16() => Self::Bf16Pairs,
+            WeightPrecision::Bf16
+                if isa.multiplies_bf16() || isa.level() == Level::Avx512 && k.is_multiple_of(2) =>
+            {
+                Self::Bf16Pairs
+            }
             WeightPrecision::Bf16 => Self::Bf16,
             WeightPrecision::Int8 => Self::Int8,
         }
