@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Step 12: write the trained parts as a model folder of the official layout.
+"""Step 13: write the trained parts as a model folder of the official layout.
 
     export.py --data DATA --ckpt CKPT --out ../tiny [--parts flow,llm]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Step 8: learn the text tokenizer's merges from the training sentences.
+"""Step 9: learn the text tokenizer's merges from the training sentences.
 
     make_bpe.py --data DATA
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Steps 4 and 9: speech tokens of the whole corpus, and speaker embeddings.
+"""Steps 4 and 10: speech tokens of the whole corpus, and speaker embeddings.
 
     make_tokens.py --data DATA [--ckpt CKPT [--no-embeddings]] [--device cuda]
 

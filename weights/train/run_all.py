@@ -25,14 +25,14 @@ SPEAKERS = ("heart=40,heart@0.84=1.5,heart@1.14=1.5,heart@0.88^0.72=1.5,joe=2,ku
             + "".join(f",heart#{number}=0.05" for number in range(150)))
 FLITE_SPEAKERS = ",slt=0.4,rms=0.4,awb=0.4,slt@0.88=0.2,slt@1.13=0.2,rms@0.9=0.2,rms@1.15=0.2,awb@1.12=0.2,awb@0.9=0.2"
 DRAWN = "".join(f",kokoro#{number}=0.03" for number in range(40)) + "".join(
-    f",{name}~#{number}=0.02" for number in range(6)
-    for name in ("kumo", "alpha", "gongitsune", "tebukuro", "joe", *(f"kokoro#{mix}" for mix in range(40))))
+    f",{name}~#{6 * place + number}=0.02" for number in range(6)
+    for place, name in enumerate(("kumo", "alpha", "gongitsune", "tebukuro", "joe", *(f"kokoro#{mix}" for mix in range(40)))))
 REPLAYED = "".join(f",{name}~{ratio}=0.1" for name in ("kumo", "alpha", "joe") for ratio in (0.84, 0.92, 1.09, 1.18))
-TINY_SPEAKERS = "heart=0.006,heart@0.84=0.002,heart@1.14=0.002,heart@0.88^0.72=0.002,heart#1=0.001,joe=0.001,joe~0.9=0.001,kumo=0.001"
+TINY_SPEAKERS = "heart=0.006,heart@0.84=0.002,heart@1.14=0.002,heart@0.88^0.72=0.002,heart#1=0.001,joe=0.001,joe~0.9=0.001,kumo=0.001,kumo~#1=0.001"
 # of the flow's rows: the voices that are bundled
-FLOW = ("--main", "heart", "--shares", "heart=0.25,heart@0.88^0.72=0.2,heart@0.84=0.15,heart@1.14=0.1")
+FLOW = ("--main", "heart", "--shares", "heart=0.15,heart@0.88^0.72=0.15,heart@0.84=0.12,heart@1.14=0.08")
 # shares of --minutes; the three later shares sum to 1 along the critical path tokenizer -> tokens -> llm
-TIME = {"vocoder": 0.95, "tokenizer": 0.30, "speaker": 0.15, "flow": 0.60, "llm": 0.65}
+TIME = {"vocoder": 0.95, "tokenizer": 0.30, "speaker": 0.2, "flow": 0.60, "llm": 0.65}
 
 
 class Plan:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Step 13: read sentences with an exported folder, for `evaluate.py`: through PyTorch, or with `--binary` through the engine.
+"""Step 14: read sentences with an exported folder, for `evaluate.py`: through PyTorch, or with `--binary` through the engine.
 
     synthesize.py --model ../tiny --sentences eval_sentences.txt --voice pretrained_voice_001 --out OUT
     synthesize.py --binary ../../target/release/cosyvoice --model ../tiny --sentences eval_sentences.txt --out OUT

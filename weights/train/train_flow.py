@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Step 10: train the flow (tokens, speaker embedding and a part of the mel -> mel).
+"""Step 11: train the flow (tokens, speaker embedding and a part of the mel -> mel).
 
 Two helper losses make the encoder say what is spoken: its mean must be near the mel, and where the teacher told the phoneme
 of every frame a small reader must be able to tell it from that mean. `--only encoder` trains with these alone: half the

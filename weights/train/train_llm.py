@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Step 11: train the language model (text -> speech tokens).
+"""Step 12: train the language model (text -> speech tokens).
 
 Half of the rows are two utterances joined, which is what a prompt looks like, a third of these of two speakers, so that the
 tokens of a strange prompt do no harm, and the first of them as the tokenizer hears it, mistakes and all, where that is known: what a
