@@ -58,16 +58,15 @@ impl Isa {
                     pairs: true,
                     ..without
                 };
-                let tiles = Hardware::detect().map(|_| Self {
-                    tiles: true,
-                    ..pairs
-                });
-                all.splice(0..0, tiles);
                 let best_first = match slow_pairs() {
                     true => [without, pairs],
                     false => [pairs, without],
                 };
-                all.splice(tiles.iter().len()..tiles.iter().len(), best_first);
+                all.splice(0..0, best_first);
+                if Hardware::detect().is_some() {
+                    let tiles = true;
+                    all.insert(0, Self { tiles, ..pairs });
+                }
             }
         }
         all
@@ -105,9 +104,9 @@ impl Isa {
     }
 }
 
-/// Whether `vdpbf16ps` is slower than two multiply-adds of f32. It is on Intel's cores that have it, which leave bf16 to the tile registers:
-/// half the rate, measured on Emerald Rapids (`docs/performance.md`); where the system hides those registers it is all there is. AMD's
-/// do it at twice the rate of f32 (Zen 5).
+/// Whether `vdpbf16ps` is slower than two multiply-adds of f32. Emerald Rapids makes half as many multiply-adds with it, AMD's Zen 4 and 5
+/// twice as many (`docs/performance.md`); Intel's others, which were not measured, are taken to be like that one. By the vendor and not by
+/// a measurement, which could choose otherwise the next time: the bytes of an utterance depend on the choice.
 #[cfg(target_arch = "x86_64")]
 fn slow_pairs() -> bool {
     let vendor = std::arch::x86_64::__cpuid(0);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Step 13: write the trained parts as a model folder of the official layout.
 
-    export.py --data DATA --ckpt CKPT --out ../tiny [--parts flow,llm]
+    export.py --data DATA --ckpt CKPT --out ../tiny [--parts flow,speaker,voices]
 
 Averaged weights in float16 (of the two ONNX files the large ones); the named voices are the mean embeddings of their
 speakers; README.md is the model card. Fails when the folder would be larger than 24 MiB. With `--parts` only these parts

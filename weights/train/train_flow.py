@@ -6,6 +6,8 @@ of every frame a small reader must be able to tell it from that mean. `--only en
 arithmetic, and a flow that has to refine an intelligible mean learns faster than one that waits for it, so on a CPU a run begins
 with it and goes on with `--only estimator`, which keeps the encoder as it is.
 
+With `--shares` the speakers it does not name are those that clones are learnt from: their rows always have a prompt.
+
     train_flow.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M] [--only encoder|estimator]
 """
 import random
