@@ -13,9 +13,10 @@ import make_feats
 from make_audio import replay_shard, replayed
 from make_voiceprints import placed, space, speaker_means
 from tinyvoice.audio import log_mel_16k, mel_24k, warp
-from tinyvoice.config import SPK_DIM, HiftDims
+from tinyvoice.config import DIMS, SPK_DIM, HiftDims
 from tinyvoice.corpus import Corpus, ShardWriter, trained_on, with_features
 from tinyvoice.models.discriminators import Discriminators
+from tinyvoice.models.flow import Flow
 from tinyvoice.models.hift import HiftGenerator
 from tinyvoice.training import Run
 from train_flow import spread
@@ -152,6 +153,28 @@ class Voiceprints(unittest.TestCase):
         near = points @ points.T
         self.assertGreater(float(near[0, 1]), 0.9)
         self.assertLess(float(near[0, 2:].max()), 0.3)
+
+
+class Prompts(unittest.TestCase):
+    def test_rows_that_are_cloned_always_have_one(self):
+        torch.manual_seed(0)
+        flow, seen = Flow(DIMS.flow, DIMS.tokenizer.codebook, 0.0), {}
+
+        def estimator(x, mask, mu, t, speaker, condition, streaming):
+            seen["frames"] = (condition.abs().sum(1) > 0).sum(1)
+            return torch.zeros_like(x)
+
+        flow.decoder.estimator.forward = estimator
+        rows, tokens = 400, 20
+        cloned = torch.arange(rows) % 2 == 0
+        flow.loss(torch.zeros(rows, tokens, dtype=torch.long), torch.full((rows,), tokens), torch.ones(rows, 80, 2 * tokens),
+                  torch.randn(rows, SPK_DIM), torch.full((rows, 2 * tokens), -1), torch.zeros(rows, 2 * tokens),
+                  torch.nn.Conv1d(80, 2, 1), "estimator", None, cloned)
+        some = lambda which: float((seen["frames"][which] > 0).float().mean())
+        self.assertAlmostEqual(some(cloned), 0.8 * 0.95, delta=0.1)       # a fifth is dropped, and a twentieth is too short
+        self.assertAlmostEqual(some(~cloned), 0.4 * 0.92, delta=0.1)
+        self.assertTrue(12 < int(seen["frames"][cloned].max()) < 20)
+        self.assertLess(int(seen["frames"][~cloned].max()), 12)
 
 
 class Judges(unittest.TestCase):
