@@ -223,7 +223,22 @@ fn a_row_alone_equals_the_row_in_a_batch() {
             let mut all = tensor(&cpu, m, &vec![0.0; 101 * m]);
             cpu.linear(&tensor(&cpu, k, &x), &linear, Epilogue::None, &mut all)
                 .unwrap();
-            for (first, rows) in [(0, 1), (100, 1), (3, 2), (50, 3), (9, 4), (20, 11)] {
+            // Of every kind of tile: up to 6 rows, to 12, to 16, and several.
+            for (first, rows) in [
+                (0, 1),
+                (100, 1),
+                (3, 2),
+                (50, 3),
+                (9, 4),
+                (95, 6),
+                (0, 7),
+                (20, 11),
+                (89, 12),
+                (30, 13),
+                (85, 16),
+                (60, 17),
+                (1, 50),
+            ] {
                 let mut out = tensor(&cpu, m, &vec![0.0; rows * m]);
                 let x = tensor(&cpu, k, &x[first * k..(first + rows) * k]);
                 cpu.linear(&x, &linear, Epilogue::None, &mut out).unwrap();

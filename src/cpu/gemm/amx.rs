@@ -216,7 +216,7 @@ mod tests {
                     panels: self.panels,
                     fresh: call == 0,
                 };
-                run(tiles, &call, &self.b, Target::accumulators(&mut acc));
+                run(tiles, &call, &self.b, Target::accumulators(&mut acc[..]));
             }
             acc
         }

@@ -1,12 +1,15 @@
-//! The kernel for AVX-512: up to 6 rows by 64 columns of sums in registers, of f32, of pairs of bf16, widened or not, or of pairs of integers.
+//! The kernel for AVX-512: sums of f32, of pairs of bf16, widened or not, or of pairs of integers. In registers are up to 6 rows by 64 columns where
+//! rows lie one after the other, and where they lie together, word by word, up to 12 rows by 32 columns or 16 by 16.
 
 use std::arch::x86_64::*;
 
+use super::interleaved::{Interleaved, panels_per_tile};
 use super::{Call, Isa, MAX_PANELS, Target, WIDTH, rows_per_call};
 
-/// Bytes that each panel is fetched ahead where all rows are one tile, which has read a panel before memory can bring the next
-/// (Emerald Rapids, one row by four bf16 panels: 23 GB/s so, 18 when the tile fetched the next four, 20 when it fetched nothing, of 28).
-const NEAR_BYTES: usize = 2048;
+/// Weights that each panel is fetched ahead where all rows are one tile, which has read a panel before memory can bring the next: a depth of 64,
+/// 2 KiB of bf16 (Emerald Rapids, one row by four panels, of 28 GB/s: bf16 23 so, 18 when the tile fetched the next four, 20 when it fetched
+/// nothing; int8 26 to 29 so, 23 to 25 when it fetched 4 KiB ahead).
+const NEAR: usize = 64 * WIDTH;
 
 /// What a product multiplies. One step takes [`Kind::STEP`] values of the depth.
 pub(crate) trait Kind {
@@ -17,6 +20,12 @@ pub(crate) trait Kind {
     /// Sixteen columns of one step.
     type Columns: Copy;
     const STEP: usize;
+    /// Values of the input in a word of 32 bits, which is what a product takes at once.
+    const WORD: usize = 4 / size_of::<Self::X>();
+    /// Words of a step.
+    const WORDS: usize = Self::STEP / Self::WORD;
+    /// Whether sums are integers, which a scale makes floats.
+    const SCALED: bool = false;
     /// Steps that share a cache line of a panel.
     const STEPS_PER_LINE: usize = 64 / (Self::STEP * WIDTH * size_of::<Self::W>());
 
@@ -24,11 +33,11 @@ pub(crate) trait Kind {
     /// AVX-512 must be there, and `16 · STEP` weights readable at `p`.
     unsafe fn load(p: *const Self::W) -> Self::Columns;
 
-    /// `sums + x · w`. Integer sums travel as the bits of floats.
+    /// `sums + x · w` for one of the words of a step. Integer sums travel as the bits of floats.
     ///
     /// # Safety
-    /// AVX-512 must be there, with what the kind multiplies by, and `STEP` values readable at `x`.
-    unsafe fn add(sums: __m512, x: *const Self::X, w: Self::Columns) -> __m512;
+    /// AVX-512 must be there, with what the kind multiplies by, and a word readable at `x`.
+    unsafe fn add(sums: __m512, x: *const Self::X, w: Self::Columns, word: usize) -> __m512;
 }
 
 /// f32 by f32, one multiply-add for each value of the depth.
@@ -47,7 +56,7 @@ impl Kind for Single {
     }
 
     #[inline(always)]
-    unsafe fn add(sums: __m512, x: *const f32, w: __m512) -> __m512 {
+    unsafe fn add(sums: __m512, x: *const f32, w: __m512, _: usize) -> __m512 {
         // SAFETY: by the caller's promise.
         unsafe { _mm512_fmadd_ps(_mm512_set1_ps(*x), w, sums) }
     }
@@ -69,7 +78,7 @@ impl Kind for Bf16 {
     }
 
     #[inline(always)]
-    unsafe fn add(sums: __m512, x: *const u16, w: __m512bh) -> __m512 {
+    unsafe fn add(sums: __m512, x: *const u16, w: __m512bh, _: usize) -> __m512 {
         // SAFETY: by the caller's promise; the cast is as above.
         unsafe {
             let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
@@ -101,12 +110,9 @@ impl Kind for Widened {
     }
 
     #[inline(always)]
-    unsafe fn add(sums: __m512, x: *const f32, w: [__m512; 2]) -> __m512 {
+    unsafe fn add(sums: __m512, x: *const f32, w: [__m512; 2], word: usize) -> __m512 {
         // SAFETY: by the caller's promise.
-        unsafe {
-            let sums = _mm512_fmadd_ps(_mm512_set1_ps(*x), w[0], sums);
-            _mm512_fmadd_ps(_mm512_set1_ps(*x.add(1)), w[1], sums)
-        }
+        unsafe { _mm512_fmadd_ps(_mm512_set1_ps(*x), w[word], sums) }
     }
 }
 
@@ -118,6 +124,7 @@ impl Kind for Integer {
     type W = i8;
     type Columns = __m512i;
     const STEP: usize = 2;
+    const SCALED: bool = true;
 
     #[inline(always)]
     unsafe fn load(p: *const i8) -> __m512i {
@@ -126,7 +133,7 @@ impl Kind for Integer {
     }
 
     #[inline(always)]
-    unsafe fn add(sums: __m512, x: *const i16, w: __m512i) -> __m512 {
+    unsafe fn add(sums: __m512, x: *const i16, w: __m512i, _: usize) -> __m512 {
         // SAFETY: by the caller's promise.
         unsafe {
             let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
@@ -169,9 +176,16 @@ impl<'a, W> Side<'a, W> {
     /// What the only tile of a call fetches.
     fn near(&self) -> [*const W; MAX_PANELS] {
         match self.connected {
-            true => (self.panels).map(|b| b.as_ptr().wrapping_byte_add(NEAR_BYTES)),
+            true => (self.panels).map(|b| b.as_ptr().wrapping_add(NEAR)),
             false => self.next,
         }
+    }
+
+    /// What tile `i` of several fetches where they fetch a panel each.
+    fn turn(&self, i: usize) -> [*const W; MAX_PANELS] {
+        let here = self.panels[0].as_ptr();
+        let next = self.next.get(i).copied().unwrap_or(here);
+        [next, here, here, here]
     }
 
     /// What tile `i` of `calls` fetches: together the tiles fetch all that comes next, so that memory has work while they multiply.
@@ -189,26 +203,45 @@ impl<'a, W> Side<'a, W> {
     }
 }
 
-/// `out (+)= a b`; with integers `out (+)= scales · (a b)`, one scale per row.
+/// What makes integer sums floats: stretches of the depth, each with a scale per row.
+#[derive(Clone, Copy)]
+pub(crate) struct Stretches<'a> {
+    /// `[stretches][rows]`
+    pub(super) scales: &'a [f32],
+    /// Depth of a stretch; the last one may end earlier.
+    pub(super) depth: usize,
+    /// Where rows lie one after the other: values from a row's stretch to its next.
+    pub(super) apart: usize,
+}
+
+/// `out (+)= a b`; with integers `out (+)= Σ scales · (a b)` over the stretches, which only they have.
 pub(crate) fn run<K: Kind>(
     _proof: Isa,
     call: &Call<'_, K::X>,
-    scales: Option<&[f32]>,
+    stretches: Option<Stretches<'_>>,
     b: Side<'_, K::W>,
     out: Target<'_>,
 ) {
     let steps = call.depth.div_ceil(K::STEP);
     let (rows, panels) = (call.rows, call.panels);
     assert!((1..=MAX_PANELS).contains(&panels) && rows > 0);
-    assert!(call.a.len() >= (rows - 1) * call.row_stride + steps * K::STEP);
+    assert_eq!(K::SCALED, stretches.is_some(), "gemm: scales of integers");
+    let (stretch, later) = stretches.map_or((steps, 0), |s| s.steps::<K>(rows, steps));
+    let apart = stretches.map_or(0, |s| s.apart);
+    let rest = steps - later * stretch;
+    let longest = if later == 0 { rest } else { stretch };
+    assert!(call.a.len() >= later * apart + (rows - 1) * call.row_stride + rest * K::STEP);
+    assert!(
+        later == 0
+            || call.a.len()
+                >= (later - 1) * apart + (rows - 1) * call.row_stride + longest * K::STEP
+    );
     let size = steps * K::STEP * WIDTH;
     assert!(b.panels.iter().take(panels).all(|b| b.len() >= size));
     assert!(out.values.len() >= out.end(rows, panels));
-    assert!(scales.is_none_or(|s| s.len() == rows));
     let per_call = rows_per_call(rows);
     let calls = rows.div_ceil(per_call);
-    // Where two steps share a line, what comes next is near already.
-    let alone = calls == 1 && K::STEPS_PER_LINE == 1;
+    let alone = calls == 1;
     for i in 0..calls {
         let row = i * per_call;
         let corner = Corner::<K> {
@@ -216,16 +249,77 @@ pub(crate) fn run<K: Kind>(
             row_stride: call.row_stride,
             b: b.panels.map(|b| b.as_ptr()),
             steps,
+            stretch,
+            jump: apart.saturating_sub(stretch * K::STEP),
             out: out.values[row * out.row_stride..].as_mut_ptr(),
             out_row_stride: out.row_stride,
             out_panel_stride: out.panel_stride,
-            scales: scales.map(|s| s[row..].as_ptr()),
+            scales: stretches.map_or(std::ptr::null(), |s| s.scales[row..].as_ptr()),
+            scale_stride: rows,
             fresh: call.fresh,
             ahead: if alone { b.near() } else { b.ahead(i, calls) },
-            all_ahead: alone,
+            // Where two steps share a line they fetch from two panels each.
+            all_ahead: alone && K::STEPS_PER_LINE == 1,
         };
         // SAFETY: the level says that the instructions are there; the assertions above cover every row and panel of the tile.
         unsafe { corner.run(per_call.min(rows - row), panels) }
+    }
+}
+
+/// The same of rows that lie together, by at most [`panels_per_tile`] panels.
+pub(super) fn run_interleaved<K: Kind>(
+    _proof: Isa,
+    x: Interleaved<'_, K::X>,
+    stretches: Option<Stretches<'_>>,
+    (b, panels): (Side<'_, K::W>, usize),
+    (out, fresh): (Target<'_>, bool),
+) {
+    let steps = x.depth / K::STEP;
+    let (rows, tiles) = (x.rows, x.rows.div_ceil(x.per_tile));
+    assert!(x.depth.is_multiple_of(K::STEP) && x.first.is_multiple_of(K::WORD));
+    assert!((1..=panels_per_tile(x.per_tile)).contains(&panels) && rows > 0);
+    assert!(x.first + x.depth <= x.row_length && x.values.len() >= rows * x.row_length);
+    assert!(
+        b.panels
+            .iter()
+            .take(panels)
+            .all(|b| b.len() >= x.depth * WIDTH)
+    );
+    assert!(out.values.len() >= out.end(rows, panels));
+    assert_eq!(K::SCALED, stretches.is_some(), "gemm: scales of integers");
+    let (stretch, _) = stretches.map_or((steps, 0), |s| s.steps::<K>(rows, steps));
+    for i in 0..tiles {
+        let row = i * x.per_tile;
+        let count = x.per_tile.min(rows - row);
+        let corner = Corner::<K> {
+            a: x.values[row * x.row_length + count * x.first..].as_ptr(),
+            row_stride: 0,
+            b: b.panels.map(|b| b.as_ptr()),
+            steps,
+            stretch,
+            jump: 0,
+            out: out.values[row * out.row_stride..].as_mut_ptr(),
+            out_row_stride: out.row_stride,
+            out_panel_stride: out.panel_stride,
+            scales: stretches.map_or(std::ptr::null(), |s| s.scales[row..].as_ptr()),
+            scale_stride: rows,
+            fresh,
+            ahead: if tiles == 1 { b.near() } else { b.turn(i) },
+            all_ahead: false,
+        };
+        // SAFETY: as above.
+        unsafe { corner.run_interleaved(count, panels) }
+    }
+}
+
+impl Stretches<'_> {
+    /// Steps of a stretch, and how many stretches come after the first.
+    fn steps<K: Kind>(&self, rows: usize, steps: usize) -> (usize, usize) {
+        let stretch = self.depth / K::STEP;
+        assert!(stretch > 0 && self.depth.is_multiple_of(K::STEP));
+        let later = steps.saturating_sub(1) / stretch;
+        assert!(self.scales.len() >= (later + 1) * rows);
+        (stretch, later)
     }
 }
 
@@ -235,11 +329,15 @@ struct Corner<K: Kind> {
     row_stride: usize,
     b: [*const K::W; MAX_PANELS],
     steps: usize,
+    /// Steps of a stretch, and values to skip in the input after each.
+    stretch: usize,
+    jump: usize,
     out: *mut f32,
     out_row_stride: usize,
     out_panel_stride: usize,
-    /// Of the tile's rows, where sums are integers.
-    scales: Option<*const f32>,
+    /// Of the tile's rows in the first stretch, where sums are integers; those of the next lie `scale_stride` further on.
+    scales: *const f32,
+    scale_stride: usize,
     fresh: bool,
     /// A step fetches from the first two, where two steps share a line by turns from those and the others.
     ahead: [*const K::W; MAX_PANELS],
@@ -252,11 +350,25 @@ macro_rules! tiles {
     ($self:ident, $rows:expr, $panels:expr, [$($r:literal)*]) => {
         match ($rows, $panels) {
             $(
-                ($r, 1) => $self.tile::<$r, 1>(),
-                ($r, 2) => $self.tile::<$r, 2>(),
-                ($r, 3) => $self.tile::<$r, 3>(),
-                ($r, 4) => $self.tile::<$r, 4>(),
+                ($r, 1) => $self.tile::<$r, 1, false>(),
+                ($r, 2) => $self.tile::<$r, 2, false>(),
+                ($r, 3) => $self.tile::<$r, 3, false>(),
+                ($r, 4) => $self.tile::<$r, 4, false>(),
             )*
+            _ => unreachable!("a tile of {} x {}. This is a bug.", $rows, $panels),
+        }
+    };
+}
+
+/// The same of rows that lie together: one or two panels by the first numbers of rows, one by the others.
+macro_rules! interleaved_tiles {
+    ($self:ident, $rows:expr, $panels:expr, [$($r:literal)*] [$($many:literal)*]) => {
+        match ($rows, $panels) {
+            $(
+                ($r, 1) => $self.tile::<$r, 1, true>(),
+                ($r, 2) => $self.tile::<$r, 2, true>(),
+            )*
+            $(($many, 1) => $self.tile::<$many, 1, true>(),)*
             _ => unreachable!("a tile of {} x {}. This is a bug.", $rows, $panels),
         }
     };
@@ -270,12 +382,25 @@ impl<K: Kind> Corner<K> {
         unsafe { tiles!(self, rows, panels, [1 2 3 4 5 6]) }
     }
 
-    /// `R` rows by `P` panels.
+    /// # Safety
+    /// As [`Corner::tile`].
+    unsafe fn run_interleaved(&self, rows: usize, panels: usize) {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            interleaved_tiles!(self, rows, panels, [1 2 3 4 5 6 7 8 9 10 11 12] [13 14 15 16])
+        }
+    }
+
+    /// `R` rows by `P` panels, the rows one after the other or together.
     ///
     /// # Safety
     /// AVX-512 with VNNI and BF16 must be there; `a`, `b`, `out` and `scales` must be valid for the whole tile.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")]
-    unsafe fn tile<const R: usize, const P: usize>(&self) {
+    #[expect(
+        clippy::pointers_in_nomem_asm_block,
+        reason = "the block is empty: it hides where the pointer comes from"
+    )]
+    unsafe fn tile<const R: usize, const P: usize, const TOGETHER: bool>(&self) {
         const { assert!(R * P <= 24) };
         let mut c = [[_mm512_setzero_ps(); P]; R];
         // SAFETY: all offsets stay inside the tile, and a prefetch never faults.
@@ -284,55 +409,161 @@ impl<K: Kind> Corner<K> {
                 self.out
                     .add(r * self.out_row_stride + p * self.out_panel_stride)
             };
-            if self.scales.is_none() && !self.fresh {
+            if !K::SCALED && !self.fresh {
                 for r in 0..R {
                     for p in 0..P {
                         c[r][p] = _mm512_loadu_ps(at(r, p));
                     }
                 }
             }
-            let mut a = self.a;
+            let (mut a, mut scales, mut done) = (self.a, self.scales, 0);
             let (b, ahead) = (self.b, self.ahead);
-            for step in 0..self.steps {
-                let at = step * K::STEP * WIDTH;
-                let turn = step % K::STEPS_PER_LINE.min(2) * 2;
-                for other in [turn, turn + 1] {
-                    _mm_prefetch::<_MM_HINT_T0>(ahead[other].wrapping_add(at).cast());
-                }
-                if self.all_ahead {
-                    for other in [2, 3] {
-                        _mm_prefetch::<_MM_HINT_T0>(ahead[other].wrapping_add(at).cast());
+            // From a row to the next, and from a word of a row to its next, in values.
+            let (row, word) = match TOGETHER {
+                true => (K::WORD, R * K::WORD),
+                false => (self.row_stride, K::WORD),
+            };
+            loop {
+                let end = (done + self.stretch).min(self.steps);
+                for step in done..end {
+                    let at = step * K::STEP * WIDTH;
+                    let turn = step % K::STEPS_PER_LINE.min(2) * 2;
+                    if TOGETHER {
+                        for other in &ahead[..P] {
+                            _mm_prefetch::<_MM_HINT_T0>(other.wrapping_add(at).cast());
+                        }
+                    } else {
+                        for other in [turn, turn + 1] {
+                            _mm_prefetch::<_MM_HINT_T0>(ahead[other].wrapping_add(at).cast());
+                        }
+                    }
+                    if !TOGETHER && self.all_ahead {
+                        for other in [2, 3] {
+                            _mm_prefetch::<_MM_HINT_T0>(ahead[other].wrapping_add(at).cast());
+                        }
+                    }
+                    let w: [K::Columns; P] = std::array::from_fn(|p| K::load(b[p].add(at)));
+                    // Word by word, so that sums wait for each other as little as possible.
+                    for i in 0..K::WORDS {
+                        for r in 0..R {
+                            for p in 0..P {
+                                c[r][p] = K::add(c[r][p], a.add(r * row + i * word), w[p], i);
+                            }
+                        }
+                    }
+                    a = a.wrapping_add(K::WORDS * word);
+                    if TOGETHER {
+                        // The compiler would address operands by two registers, which Intel's CPUs take apart into one more operation for each product.
+                        std::arch::asm!("/* {a} */", a = inout(reg) a, options(nomem, nostack, preserves_flags));
                     }
                 }
-                let w: [K::Columns; P] = std::array::from_fn(|p| K::load(b[p].add(at)));
+                if K::SCALED {
+                    let first = self.fresh && done == 0;
+                    for r in 0..R {
+                        for p in 0..P {
+                            let old = match first {
+                                true => _mm512_setzero_ps(),
+                                false => _mm512_loadu_ps(at(r, p)),
+                            };
+                            let exact = _mm512_cvtepi32_ps(_mm512_castps_si512(c[r][p]));
+                            // Two roundings, as in the other kernels.
+                            let scaled = _mm512_mul_ps(_mm512_set1_ps(*scales.add(r)), exact);
+                            _mm512_storeu_ps(at(r, p), _mm512_add_ps(old, scaled));
+                            c[r][p] = _mm512_setzero_ps();
+                        }
+                    }
+                    a = a.wrapping_add(self.jump);
+                    scales = scales.wrapping_add(self.scale_stride);
+                }
+                done = end;
+                if done == self.steps {
+                    break;
+                }
+            }
+            if !K::SCALED {
                 for r in 0..R {
                     for p in 0..P {
-                        c[r][p] = K::add(c[r][p], a.add(r * self.row_stride), w[p]);
+                        _mm512_storeu_ps(at(r, p), c[r][p]);
                     }
-                }
-                a = a.add(K::STEP);
-            }
-            for r in 0..R {
-                for p in 0..P {
-                    let mut sums = c[r][p];
-                    if let Some(scales) = self.scales {
-                        let old = match self.fresh {
-                            true => _mm512_setzero_ps(),
-                            false => _mm512_loadu_ps(at(r, p)),
-                        };
-                        let exact = _mm512_cvtepi32_ps(_mm512_castps_si512(sums));
-                        // Two roundings, as in the other kernels.
-                        sums = _mm512_add_ps(
-                            old,
-                            _mm512_mul_ps(_mm512_set1_ps(*scales.add(r)), exact),
-                        );
-                    }
-                    _mm512_storeu_ps(at(r, p), sums);
                 }
             }
         }
     }
 }
+
+/// `out [words][rows]` from `rows` rows of words that begin `stride` words apart in `x`; at most 16 rows.
+pub(super) fn interleave<T: Word>(_proof: Isa, x: &[T], stride: usize, rows: usize, out: &mut [T]) {
+    const { assert!(size_of::<T>() == 4) };
+    assert!((1..=WIDTH).contains(&rows) && out.len().is_multiple_of(rows));
+    let words = out.len() / rows;
+    assert!((rows - 1) * stride + words <= x.len());
+    // SAFETY: this is called for the level that has these instructions; every word of every row is within `x`.
+    unsafe {
+        interleave_words(
+            x.as_ptr().cast(),
+            stride,
+            rows,
+            words,
+            out.as_mut_ptr().cast(),
+        )
+    }
+}
+
+/// Sixteen words of sixteen rows at a time.
+///
+/// # Safety
+/// AVX-512 must be there, all words of the 1 to 16 rows readable and the output writable.
+#[target_feature(enable = "avx512f")]
+unsafe fn interleave_words(x: *const i32, stride: usize, rows: usize, words: usize, out: *mut i32) {
+    let stored = !0u16 >> (WIDTH - rows);
+    for first in (0..words).step_by(WIDTH) {
+        let count = WIDTH.min(words - first);
+        let loaded = !0u16 >> (WIDTH - count);
+        // SAFETY: by the caller's promise; the masks leave out what lies past a row's end and past the last row.
+        unsafe {
+            let row = |r: usize| {
+                let r = r.min(rows - 1);
+                _mm512_maskz_loadu_epi32(loaded, x.add(r * stride + first))
+            };
+            // Pairs of rows, then fours: `fours[4 i + j]` has of rows 4 i .. 4 i + 4 the words j, 4 + j, 8 + j and 12 + j.
+            let mut fours = [_mm512_setzero_si512(); WIDTH];
+            for i in 0..4 {
+                let [a, b, c, d] = [0, 1, 2, 3].map(|j| row(4 * i + j));
+                let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+                fours[4 * i] = _mm512_unpacklo_epi64(ab, cd);
+                fours[4 * i + 1] = _mm512_unpackhi_epi64(ab, cd);
+                let (ab, cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+                fours[4 * i + 2] = _mm512_unpacklo_epi64(ab, cd);
+                fours[4 * i + 3] = _mm512_unpackhi_epi64(ab, cd);
+            }
+            // Then sixteens: lane `l` of these four vectors is word 4 l + j of four rows.
+            let mut columns = [_mm512_setzero_si512(); WIDTH];
+            for j in 0..4 {
+                let [a, b, c, d] = [0, 1, 2, 3].map(|i| fours[4 * i + j]);
+                let (ab, cd) = (
+                    _mm512_shuffle_i32x4::<0x88>(a, b),
+                    _mm512_shuffle_i32x4::<0x88>(c, d),
+                );
+                columns[j] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+                columns[8 + j] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+                let (ab, cd) = (
+                    _mm512_shuffle_i32x4::<0xdd>(a, b),
+                    _mm512_shuffle_i32x4::<0xdd>(c, d),
+                );
+                columns[4 + j] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+                columns[12 + j] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+            }
+            for (i, &column) in columns[..count].iter().enumerate() {
+                _mm512_mask_storeu_epi32(out.add((first + i) * rows), stored, column);
+            }
+        }
+    }
+}
+
+/// 32 bits.
+pub(super) trait Word: bytemuck::Pod {}
+impl Word for f32 {}
+impl Word for [i16; 2] {}
 
 /// `out = bf16(x)`, to the nearest, of two the even one.
 pub(crate) fn round_to_bf16(_proof: Isa, x: &[f32], out: &mut [u16]) {

@@ -9,7 +9,7 @@
 
 use super::{Accumulators, Input, Isa, Level, WIDTH};
 #[cfg(target_arch = "x86_64")]
-use super::{Call, Target, avx512};
+use super::{Call, Target, avx512, interleaved};
 use crate::cpu::isa::per_isa;
 
 /// Depth that shares one scale.
@@ -37,6 +37,9 @@ pub(super) struct Rows {
     scales: Vec<f32>,
     /// A row whose taps are apart, put together.
     gathered: Vec<f32>,
+    /// `values` of each segment laid together, of a block that AVX-512 takes so.
+    #[cfg(target_arch = "x86_64")]
+    together: Vec<[i16; 2]>,
 }
 
 /// Rows of one segment, [`SEGMENT`] values apart, and their scales.
@@ -84,7 +87,31 @@ impl Rows {
             self.round(isa, row, &gathered);
             self.gathered = gathered;
         }
+        #[cfg(target_arch = "x86_64")]
+        if self.lies_together(isa) {
+            self.lay_together(isa);
+        }
         self.name = Some(name);
+    }
+
+    /// Whether products take the rows laid together.
+    #[cfg(target_arch = "x86_64")]
+    fn lies_together(&self, isa: Isa) -> bool {
+        isa.level() == Level::Avx512 && self.count > interleaved::STRIDED_ROWS
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn lay_together(&mut self, isa: Isa) {
+        const WORDS: usize = SEGMENT / 2;
+        let pairs = self.values.as_chunks::<2>().0;
+        self.together.resize(pairs.len(), [0; 2]);
+        if self.count == 0 {
+            return;
+        }
+        let segments = pairs.chunks_exact(self.count * WORDS);
+        for (x, out) in segments.zip(self.together.chunks_exact_mut(self.count * WORDS)) {
+            interleaved::lay(isa, (x, WORDS), (self.count, WORDS), out);
+        }
     }
 
     fn round(&mut self, isa: Isa, row: usize, x: &[f32]) {
@@ -131,6 +158,10 @@ impl Rows {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => super::int8_avx2::run(isa, self, b, (count, size), acc),
             #[cfg(target_arch = "x86_64")]
+            Level::Avx512 if self.lies_together(isa) => {
+                self.multiply_together(isa, b, (count, size), acc);
+            }
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512 => self.multiply_avx512(isa, b, (count, size), acc),
         }
     }
@@ -145,7 +176,7 @@ impl Rows {
         }
     }
 
-    /// The same for all panels at once.
+    /// The same for all panels and the whole depth at once.
     #[cfg(target_arch = "x86_64")]
     fn multiply_avx512(
         &self,
@@ -154,25 +185,70 @@ impl Rows {
         (count, size): (usize, usize),
         acc: &mut Accumulators,
     ) {
-        for first in (0..self.depth).step_by(SEGMENT) {
-            let x = self.stretch(first / SEGMENT, 0, self.count);
-            let call = Call {
-                a: x.values,
-                row_stride: SEGMENT,
-                rows: self.count,
-                depth: SEGMENT.min(self.depth - first),
-                panel_stride: size,
-                panels: count,
-                fresh: first == 0,
-            };
-            // Next come the same panels' next segment, and after the last one the panels behind these.
-            let next = match first + SEGMENT < self.depth {
-                true => SEGMENT * WIDTH,
-                false => count * size - first * WIDTH,
-            };
-            let b = avx512::Side::strided(&b[first * WIDTH..], count, size, next);
-            let out = Target::accumulators(acc);
-            avx512::run::<avx512::Integer>(isa, &call, Some(x.scales), b, out);
+        let call = Call {
+            a: &self.values[..],
+            row_stride: SEGMENT,
+            rows: self.count,
+            depth: self.depth.next_multiple_of(2),
+            panel_stride: size,
+            panels: count,
+            fresh: true,
+        };
+        let stretches = avx512::Stretches {
+            scales: &self.scales,
+            depth: SEGMENT,
+            apart: self.count * SEGMENT,
+        };
+        let b = avx512::Side::strided(b, count, size, count * size);
+        let out = Target::accumulators(acc);
+        avx512::run::<avx512::Integer>(isa, &call, Some(stretches), b, out);
+    }
+
+    /// The same of rows that lie together.
+    #[cfg(target_arch = "x86_64")]
+    fn multiply_together(
+        &self,
+        isa: Isa,
+        b: &[i8],
+        (count, size): (usize, usize),
+        acc: &mut Accumulators,
+    ) {
+        let per_tile = interleaved::rows_per_tile(self.count);
+        let step = interleaved::panels_per_tile(per_tile);
+        let depth = self.depth.next_multiple_of(2);
+        // One tile takes the whole depth at once; several take turns at what a stretch has of the panels.
+        let block = match self.count {
+            0..=interleaved::MOST_ROWS => depth,
+            _ => SEGMENT,
+        };
+        for panel in (0..count).step_by(step) {
+            let panels = step.min(count - panel);
+            for first in (0..depth).step_by(block) {
+                let done = first / SEGMENT * self.count;
+                let depth = block.min(depth - first);
+                let x = interleaved::Interleaved {
+                    values: &self.together.as_flattened()[done * SEGMENT..],
+                    rows: self.count,
+                    per_tile,
+                    row_length: depth.next_multiple_of(SEGMENT),
+                    first: 0,
+                    depth,
+                };
+                let stretches = avx512::Stretches {
+                    scales: &self.scales[done..],
+                    depth: SEGMENT,
+                    apart: 0,
+                };
+                let next = match first * WIDTH + depth * WIDTH < size {
+                    true => depth * WIDTH,
+                    false => panels * size - first * WIDTH,
+                };
+                let b = &b[panel * size + first * WIDTH..];
+                let b = avx512::Side::strided(b, panels, size, next);
+                let out = Target::accumulators(&mut acc[panel..]);
+                let (b, out) = ((b, panels), (out, first == 0));
+                avx512::run_interleaved::<avx512::Integer>(isa, x, Some(stretches), b, out);
+            }
         }
     }
 }

@@ -16,6 +16,8 @@ mod finish;
 mod int8;
 #[cfg(target_arch = "x86_64")]
 mod int8_avx2;
+#[cfg(target_arch = "x86_64")]
+mod interleaved;
 mod panels;
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -25,6 +27,8 @@ mod tiles;
 pub(crate) use amx::{REGISTER_PRODUCTS, register_products};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{Bf16, Side, Single, round_to_bf16, run as run_avx512};
+#[cfg(target_arch = "x86_64")]
+use interleaved::STRIDED_ROWS;
 pub(crate) use panels::{Panels, Row, Stored, WIDTH};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use tiles::Hardware;
@@ -47,6 +51,9 @@ const BLOCK_K: usize = 256;
 const BLOCK_PAIRS_K: usize = 4096;
 /// Bytes of input that a block of rows may span, so that it stays in the second-level cache.
 const BLOCK_BYTES: usize = 192 * 1024;
+/// The same where AVX-512 lays rows together: its CPUs have 1 MiB and more.
+#[cfg(target_arch = "x86_64")]
+const BLOCK_BYTES_TOGETHER: usize = 512 * 1024;
 /// Most panels that one kernel call covers.
 pub(crate) const MAX_PANELS: usize = 4;
 /// Chunks of work per thread: enough to even out a thread that is held up.
@@ -111,7 +118,7 @@ pub(crate) fn run(
         first_column: out.first_column,
         columns: out.columns,
     };
-    let blocks = RowBlocks::new(spans, job.row_bytes(isa));
+    let blocks = job.row_blocks(isa, spans);
     let group = job.group();
     let groups = w.panels.count.div_ceil(group);
     let wanted = (pool.threads() * CHUNKS_PER_THREAD).div_ceil(blocks.count);
@@ -142,6 +149,8 @@ thread_local! {
         rounded: int8::Rows::default(),
         #[cfg(target_arch = "x86_64")]
         pairs: bf16::Rows::default(),
+        #[cfg(target_arch = "x86_64")]
+        together: interleaved::Rows::default(),
     });
 }
 
@@ -153,6 +162,9 @@ struct Workspace {
     /// The same for products of pairs of bf16.
     #[cfg(target_arch = "x86_64")]
     pairs: bf16::Rows,
+    /// The same for products of f32.
+    #[cfg(target_arch = "x86_64")]
+    together: interleaved::Rows,
 }
 
 /// The spans cut into blocks of at most `rows` rows.
@@ -162,9 +174,7 @@ struct RowBlocks {
 }
 
 impl RowBlocks {
-    fn new(spans: &[Span], row_bytes: usize) -> Self {
-        let fit = BLOCK_BYTES / row_bytes.max(1);
-        let rows = (fit / 6 * 6).clamp(6, BLOCK_ROWS);
+    fn new(spans: &[Span], rows: usize) -> Self {
         let count = spans.iter().map(|s| s.rows.div_ceil(rows)).sum();
         Self { rows, count }
     }
@@ -211,6 +221,32 @@ impl Job<'_> {
         }
     }
 
+    /// Whether the kernel takes more than a few rows laid together. Taps overlap, and each would have to be laid by itself.
+    #[cfg(target_arch = "x86_64")]
+    fn lays_together(&self, isa: Isa) -> bool {
+        isa.level() == Level::Avx512
+            && match self.w.panels.values() {
+                Values::F32(_) => self.x.taps == 1,
+                Values::Pairs(_) => self.x.taps == 1 && !isa.multiplies_bf16(),
+                Values::Bf16(_) => false,
+                Values::I8(_) => true,
+            }
+    }
+
+    /// The blocks of rows that chunks work on.
+    fn row_blocks(&self, isa: Isa, spans: &[Span]) -> RowBlocks {
+        let row_bytes = self.row_bytes(isa).max(1);
+        #[cfg(target_arch = "x86_64")]
+        if self.lays_together(isa) {
+            // Whole tiles; rows that one tile takes are never parted.
+            let fit = (BLOCK_BYTES_TOGETHER / row_bytes).min(BLOCK_ROWS);
+            let rows = (fit / 12 * 12).max(interleaved::MOST_ROWS);
+            return RowBlocks::new(spans, rows);
+        }
+        let fit = BLOCK_BYTES / row_bytes;
+        RowBlocks::new(spans, (fit / 6 * 6).clamp(6, BLOCK_ROWS))
+    }
+
     /// Bytes that a row adds to a block.
     fn row_bytes(&self, isa: Isa) -> usize {
         match self.w.panels.values() {
@@ -236,12 +272,26 @@ impl Job<'_> {
             let (rounded, x) = (&mut workspace.rounded, &self.x);
             rounded.load(isa, name, x, input, span.rows);
         }
+        #[cfg(target_arch = "x86_64")]
+        let together = self.lays_together(isa) && span.rows > STRIDED_ROWS;
         let step = panels_per_call(isa, span.rows).max(self.group());
         for panel in panels.clone().step_by(step) {
             let count = step.min(panels.end - panel);
             let range = panel..panel + count;
             self.expect_output(panel, count, (span.out + offset * self.row_step, span.rows));
             match self.w.panels.values() {
+                #[cfg(target_arch = "x86_64")]
+                Values::F32(b) if together => {
+                    let rows = (input, span.rows);
+                    let x = workspace.together.load(isa, name, &self.x, rows);
+                    self.accumulate_together::<Single>(isa, b, x, range, acc);
+                }
+                #[cfg(target_arch = "x86_64")]
+                Values::Pairs(b) if together => {
+                    let rows = (input, span.rows);
+                    let x = workspace.together.load(isa, name, &self.x, rows);
+                    self.accumulate_together::<avx512::Widened>(isa, b, x, range, acc);
+                }
                 Values::F32(b) => {
                     let run = |call: &Call<'_>, b: &[f32], out: Target<'_>| call.run(isa, b, out);
                     self.accumulate(b, (input, span.rows), range, acc, run);
@@ -330,6 +380,46 @@ impl Job<'_> {
         }
     }
 
+    /// The same of rows that lie together.
+    #[cfg(target_arch = "x86_64")]
+    fn accumulate_together<K: avx512::Kind<X = f32>>(
+        &self,
+        isa: Isa,
+        b: &[K::W],
+        x: interleaved::Interleaved<'_, f32>,
+        panels: Range<usize>,
+        acc: &mut Accumulators,
+    ) {
+        let k = self.w.panels.k;
+        if k == 0 {
+            acc.as_flattened_mut().as_flattened_mut().fill(0.0);
+        }
+        let block_k = match x.rows {
+            0..=interleaved::MOST_ROWS => k,
+            _ => BLOCK_K,
+        };
+        let step = interleaved::panels_per_tile(x.per_tile);
+        for first in panels.clone().step_by(step) {
+            let count = step.min(panels.end - first);
+            for done in (0..k).step_by(block_k.max(1)) {
+                let depth = block_k.min(k - done);
+                let next = match done + depth < k {
+                    true => depth * WIDTH,
+                    false => (count * k - done) * WIDTH,
+                };
+                let b = &b[(first * k + done) * WIDTH..];
+                let b = avx512::Side::strided(b, count, k * WIDTH, next);
+                let x = interleaved::Interleaved {
+                    first: done,
+                    depth,
+                    ..x
+                };
+                let out = Target::accumulators(&mut acc[first - panels.start..]);
+                avx512::run_interleaved::<K>(isa, x, None, (b, count), (out, done == 0));
+            }
+        }
+    }
+
     /// The same in pairs of bf16. The weights of a call stay in the second-level cache.
     #[cfg(target_arch = "x86_64")]
     fn accumulate_pairs(
@@ -397,7 +487,7 @@ pub(crate) struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    fn accumulators(acc: &'a mut Accumulators) -> Self {
+    fn accumulators(acc: &'a mut [[[f32; WIDTH]; BLOCK_ROWS]]) -> Self {
         Self {
             values: acc.as_flattened_mut().as_flattened_mut(),
             row_stride: WIDTH,
