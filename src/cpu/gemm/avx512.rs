@@ -192,7 +192,6 @@ impl<'a, W> Side<'a, W> {
     fn ahead(&self, i: usize, calls: usize) -> [*const W; MAX_PANELS] {
         let ([n0, n1, n2, n3], here) = (self.next, self.panels[0].as_ptr());
         match (calls, i) {
-            (1, _) => self.next,
             (2 | 3, 0) => [n0, n1, n0, n1],
             (2, 1) => [n2, n3, n2, n3],
             (3, 1) => [n2, here, n2, here],
@@ -228,14 +227,10 @@ pub(crate) fn run<K: Kind>(
     assert_eq!(K::SCALED, stretches.is_some(), "gemm: scales of integers");
     let (stretch, later) = stretches.map_or((steps, 0), |s| s.steps::<K>(rows, steps));
     let apart = stretches.map_or(0, |s| s.apart);
-    let rest = steps - later * stretch;
-    let longest = if later == 0 { rest } else { stretch };
-    assert!(call.a.len() >= later * apart + (rows - 1) * call.row_stride + rest * K::STEP);
-    assert!(
-        later == 0
-            || call.a.len()
-                >= (later - 1) * apart + (rows - 1) * call.row_stride + longest * K::STEP
-    );
+    assert!(later == 0 || apart >= stretch * K::STEP);
+    let end = |i: usize, steps| i * apart + (rows - 1) * call.row_stride + steps * K::STEP;
+    assert!(call.a.len() >= end(later, steps - later * stretch));
+    assert!(later == 0 || call.a.len() >= end(later - 1, stretch));
     let size = steps * K::STEP * WIDTH;
     assert!(b.panels.iter().take(panels).all(|b| b.len() >= size));
     assert!(out.values.len() >= out.end(rows, panels));
