@@ -10,7 +10,7 @@ use super::{Input, Isa, WIDTH, avx512};
 /// Rows that a tile takes as they lie, one after the other.
 pub(super) const STRIDED_ROWS: usize = 6;
 /// Rows of a tile of two panels.
-const SQUARE_ROWS: usize = 12;
+pub(super) const SQUARE_ROWS: usize = 12;
 /// Rows of a tile of one panel.
 pub(super) const MOST_ROWS: usize = WIDTH;
 
@@ -27,7 +27,7 @@ pub(super) const fn panels_per_tile(rows: usize) -> usize {
     if rows <= SQUARE_ROWS { 2 } else { 1 }
 }
 
-/// A stretch of the depth of rows that lie together.
+/// A stretch of the depth of rows that lie together, tile after tile of `[words][rows of the tile]`.
 #[derive(Clone, Copy)]
 pub(super) struct Interleaved<'a, X> {
     pub(super) values: &'a [X],
@@ -40,7 +40,7 @@ pub(super) struct Interleaved<'a, X> {
     pub(super) depth: usize,
 }
 
-/// Lays `rows` rows of `length` words, `stride` words apart, together.
+/// Lays `rows` rows of `length` words, `stride` words apart, together: `out [tiles][words][rows of the tile]`.
 pub(super) fn lay<T: avx512::Word>(
     isa: Isa,
     (x, stride): (&[T], usize),

@@ -28,7 +28,7 @@ pub(crate) use amx::{REGISTER_PRODUCTS, register_products};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{Bf16, Side, Single, round_to_bf16, run as run_avx512};
 #[cfg(target_arch = "x86_64")]
-use interleaved::STRIDED_ROWS;
+use interleaved::{SQUARE_ROWS, STRIDED_ROWS};
 pub(crate) use panels::{Panels, Row, Stored, WIDTH};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use tiles::Hardware;
@@ -240,7 +240,8 @@ impl Job<'_> {
         if self.lays_together(isa) {
             // Whole tiles; rows that one tile takes are never parted.
             let fit = (BLOCK_BYTES_TOGETHER / row_bytes).min(BLOCK_ROWS);
-            let rows = (fit / 12 * 12).max(interleaved::MOST_ROWS);
+            let rows = fit / SQUARE_ROWS * SQUARE_ROWS;
+            let rows = rows.max(interleaved::MOST_ROWS);
             return RowBlocks::new(spans, rows);
         }
         let fit = BLOCK_BYTES / row_bytes;
