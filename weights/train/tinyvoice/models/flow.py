@@ -55,7 +55,7 @@ class Flow(nn.Module):
             x, context, lengths = x[:, :-LOOKAHEAD], x[:, -LOOKAHEAD:], lengths - LOOKAHEAD
         return self.encoder(x, lengths, streaming, context)
 
-    def loss(self, token, lengths, mel, embedding, sounds, weights, reader, only=None, main=None, cloned=None):
+    def loss(self, token, lengths, mel, embedding, sounds, weights, reader, only=None, main=None, cloned=None, means=None):
         """Flow-matching loss of a padded batch: token [B, L], mel [B, 80, 2L], embedding [B, 192].
 
         As upstream trains: full attention or chunks with equal chance, a prompt of up to 30 % of the mel given to
@@ -64,15 +64,17 @@ class Flow(nn.Module):
         `main` (bool [B], None: of all: the encoder is not told who speaks, and the mean of many speakers is nobody's mel),
         and the cross entropy of the phonemes `sounds` [B, 2L] (-1 where unknown), each frame by its weight, that `reader` reads from
         `mu`, which is all that the estimator is told. With `only` "encoder" these are all there is, and the loss
-        is 0; with "estimator" the encoder gets no gradient.
+        is 0; with "estimator" the encoder gets no gradient, nobody reads, and `means` may know `mu` (called with whether it streams).
         """
         batch, _, time = mel.shape
         prompt, mel = mel, normal(mel)
         streaming = random.random() < 0.5
         with torch.set_grad_enabled(only != "estimator"):
-            mu = self.encode(token, lengths, streaming)
-        weights = weights * (sounds >= 0)
-        sound = (F.cross_entropy(reader(mu).float(), sounds, ignore_index=-1, reduction="none") * weights).sum() / weights.sum().clamp(min=1)
+            mu = self.encode(token, lengths, streaming) if means is None else means(streaming)
+        sound = mel.new_zeros(())
+        if only != "estimator":
+            weights = weights * (sounds >= 0)
+            sound = (F.cross_entropy(reader(mu).float(), sounds, ignore_index=-1, reduction="none") * weights).sum() / weights.sum().clamp(min=1)
         speaker = self.speaker(embedding)
         mask = (torch.arange(time, device=mel.device)[None] < 2 * lengths[:, None])[:, None].to(mel.dtype)
         taught = mask if main is None else mask * main[:, None, None]
