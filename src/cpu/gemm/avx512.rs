@@ -88,7 +88,7 @@ impl Kind for Bf16 {
 }
 
 /// f32 by pairs of bf16 that are widened, two multiply-adds for each.
-pub(super) struct Widened;
+pub(crate) struct Widened;
 
 impl Kind for Widened {
     type X = f32;

@@ -26,7 +26,7 @@ mod tiles;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use amx::{REGISTER_PRODUCTS, register_products};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::{Bf16, Side, Single, round_to_bf16, run as run_avx512};
+pub(crate) use avx512::{Bf16, Side, Single, Widened, round_to_bf16, run as run_avx512};
 #[cfg(target_arch = "x86_64")]
 use interleaved::{SQUARE_ROWS, STRIDED_ROWS};
 pub(crate) use panels::{Panels, Row, Stored, WIDTH};
@@ -291,7 +291,7 @@ impl Job<'_> {
                 Values::Pairs(b) if together => {
                     let rows = (input, span.rows);
                     let x = workspace.together.load(isa, name, &self.x, rows);
-                    self.accumulate_together::<avx512::Widened>(isa, b, x, range, acc);
+                    self.accumulate_together::<Widened>(isa, b, x, range, acc);
                 }
                 Values::F32(b) => {
                     let run = |call: &Call<'_>, b: &[f32], out: Target<'_>| call.run(isa, b, out);
@@ -306,7 +306,7 @@ impl Job<'_> {
                     self.accumulate(b, (input, span.rows), range, acc, |call, b, out| {
                         let next = call.panels * call.panel_stride;
                         let b = avx512::Side::strided(b, call.panels, call.panel_stride, next);
-                        avx512::run::<avx512::Widened>(isa, call, None, b, out);
+                        avx512::run::<Widened>(isa, call, None, b, out);
                     });
                 }
                 #[cfg(target_arch = "x86_64")]
