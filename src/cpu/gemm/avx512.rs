@@ -10,6 +10,9 @@ use super::{Call, Isa, MAX_PANELS, Target, WIDTH, rows_per_call};
 /// 2 KiB of bf16 (Emerald Rapids, one row by four panels, of 28 GB/s: bf16 23 so, 18 when the tile fetched the next four, 20 when it fetched
 /// nothing; int8 26 to 29 so, 23 to 25 when it fetched 4 KiB ahead).
 const NEAR: usize = 64 * WIDTH;
+/// The same in bytes where the tile's rows lie together (Emerald Rapids, 16 rows of int8 in a loop by itself, two runs: 14 to 17 GB/s 1 KiB ahead, 16 to
+/// 18 so; 19 to 21 where each line is asked for once and not twice; 2 to 8 KiB did not differ).
+const FAR_BYTES: usize = 4096;
 
 /// What a product multiplies. One step takes [`Kind::STEP`] values of the depth.
 pub(crate) trait Kind {
@@ -38,6 +41,21 @@ pub(crate) trait Kind {
     /// # Safety
     /// AVX-512 must be there, with what the kind multiplies by, and a word readable at `x`.
     unsafe fn add(sums: __m512, x: *const Self::X, w: Self::Columns, word: usize) -> __m512;
+
+    /// The same by the word that lies `OFFSET` bytes behind `x`.
+    ///
+    /// # Safety
+    /// As above.
+    #[inline(always)]
+    unsafe fn add_behind<const OFFSET: usize>(
+        sums: __m512,
+        x: *const Self::X,
+        w: Self::Columns,
+        word: usize,
+    ) -> __m512 {
+        // SAFETY: by the caller's promise.
+        unsafe { Self::add(sums, x.byte_add(OFFSET), w, word) }
+    }
 }
 
 /// f32 by f32, one multiply-add for each value of the depth.
@@ -140,6 +158,29 @@ impl Kind for Integer {
             _mm512_castsi512_ps(_mm512_dpwssd_epi32(_mm512_castps_si512(sums), x, w))
         }
     }
+
+    /// In assembly: where sums meet two products in a row, the compiler takes one of them apart into a product and a sum.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn add_behind<const OFFSET: usize>(
+        mut sums: __m512,
+        x: *const i16,
+        w: __m512i,
+        _: usize,
+    ) -> __m512 {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            std::arch::asm!(
+                "vpdpwssd {sums}, {w}, dword ptr [{x} + {offset}]{{1to16}}",
+                sums = inout(zmm_reg) sums,
+                w = in(zmm_reg) w,
+                x = in(reg) x,
+                offset = const OFFSET,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        sums
+    }
 }
 
 /// The panels of a call, and those that are likely to come after them.
@@ -173,10 +214,10 @@ impl<'a, W> Side<'a, W> {
         }
     }
 
-    /// What the only tile of a call fetches.
-    fn near(&self) -> [*const W; MAX_PANELS] {
+    /// What the only tile of a call fetches: its own panels, so many weights ahead.
+    fn near(&self, distance: usize) -> [*const W; MAX_PANELS] {
         match self.connected {
-            true => (self.panels).map(|b| b.as_ptr().wrapping_add(NEAR)),
+            true => (self.panels).map(|b| b.as_ptr().wrapping_add(distance)),
             false => self.next,
         }
     }
@@ -252,7 +293,11 @@ pub(crate) fn run<K: Kind>(
             scales: stretches.map_or(std::ptr::null(), |s| s.scales[row..].as_ptr()),
             scale_stride: rows,
             fresh: call.fresh,
-            ahead: if alone { b.near() } else { b.ahead(i, calls) },
+            ahead: if alone {
+                b.near(NEAR)
+            } else {
+                b.ahead(i, calls)
+            },
             // Where two steps share a line they fetch from two panels each.
             all_ahead: alone && K::STEPS_PER_LINE == 1,
         };
@@ -299,7 +344,10 @@ pub(super) fn run_interleaved<K: Kind>(
             scales: stretches.map_or(std::ptr::null(), |s| s.scales[row..].as_ptr()),
             scale_stride: rows,
             fresh,
-            ahead: if tiles == 1 { b.near() } else { b.turn(i) },
+            ahead: match tiles {
+                1 => b.near(FAR_BYTES / size_of::<K::W>()),
+                _ => b.turn(i),
+            },
             all_ahead: false,
         };
         // SAFETY: as above.
@@ -418,28 +466,26 @@ impl<K: Kind> Corner<K> {
                 true => (K::WORD, R * K::WORD),
                 false => (self.row_stride, K::WORD),
             };
-            loop {
-                let end = (done + self.stretch).min(self.steps);
-                for step in done..end {
-                    let at = step * K::STEP * WIDTH;
-                    let turn = step % K::STEPS_PER_LINE.min(2) * 2;
-                    if TOGETHER {
-                        for other in &ahead[..P] {
-                            _mm_prefetch::<_MM_HINT_T0>(other.wrapping_add(at).cast());
+            macro_rules! rows_behind {
+                ($a:expr, $w:expr, $i:expr, [$($r:literal)*]) => {
+                    $(if $r < R {
+                        for p in 0..P {
+                            c[$r][p] = K::add_behind::<{ 4 * $r }>(c[$r][p], $a, $w[p], $i);
                         }
-                    } else {
-                        for other in [turn, turn + 1] {
-                            _mm_prefetch::<_MM_HINT_T0>(ahead[other].wrapping_add(at).cast());
-                        }
-                    }
-                    if !TOGETHER && self.all_ahead {
-                        for other in [2, 3] {
-                            _mm_prefetch::<_MM_HINT_T0>(ahead[other].wrapping_add(at).cast());
-                        }
-                    }
+                    })*
+                };
+            }
+            macro_rules! products {
+                ($step:expr) => {
+                    let at = $step * K::STEP * WIDTH;
                     let w: [K::Columns; P] = std::array::from_fn(|p| K::load(b[p].add(at)));
                     // Word by word, so that sums wait for each other as little as possible.
                     for i in 0..K::WORDS {
+                        if TOGETHER {
+                            let a = a.add(i * word);
+                            rows_behind!(a, w, i, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]);
+                            continue;
+                        }
                         for r in 0..R {
                             for p in 0..P {
                                 c[r][p] = K::add(c[r][p], a.add(r * row + i * word), w[p], i);
@@ -451,6 +497,39 @@ impl<K: Kind> Corner<K> {
                         // The compiler would address operands by two registers, which Intel's CPUs take apart into one more operation for each product.
                         std::arch::asm!("/* {a} */", a = inout(reg) a, options(nomem, nostack, preserves_flags));
                     }
+                };
+            }
+            loop {
+                let end = (done + self.stretch).min(self.steps);
+                let mut step = done;
+                if TOGETHER {
+                    // All steps of a panel's cache line, so that it is asked for once.
+                    while step + K::STEPS_PER_LINE <= end {
+                        let line = step * K::STEP * WIDTH;
+                        for other in &ahead[..P] {
+                            _mm_prefetch::<_MM_HINT_T0>(other.wrapping_add(line).cast());
+                        }
+                        for _ in 0..K::STEPS_PER_LINE {
+                            products!(step);
+                            step += 1;
+                        }
+                    }
+                }
+                while step < end {
+                    if !TOGETHER {
+                        let at = step * K::STEP * WIDTH;
+                        let turn = step % K::STEPS_PER_LINE.min(2) * 2;
+                        for other in [turn, turn + 1] {
+                            _mm_prefetch::<_MM_HINT_T0>(ahead[other].wrapping_add(at).cast());
+                        }
+                        if self.all_ahead {
+                            for other in [2, 3] {
+                                _mm_prefetch::<_MM_HINT_T0>(ahead[other].wrapping_add(at).cast());
+                            }
+                        }
+                    }
+                    products!(step);
+                    step += 1;
                 }
                 if K::SCALED {
                     let first = self.fresh && done == 0;
