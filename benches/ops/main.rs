@@ -83,7 +83,8 @@ fn on_cpu(c: &mut Criterion) {
         read_bytes_per_s: peaks.read_bytes_per_s,
         flops_per_s: peaks.f32_flops_per_s,
     };
-    others::all(c, &cpu, size_of::<f32>(), &limits);
+    let cached = cpu.options().weights.bytes_of_cached();
+    others::all(c, &cpu, (size_of::<f32>(), cached), &limits);
 }
 
 fn on_cuda(c: &mut Criterion) {
@@ -93,5 +94,5 @@ fn on_cuda(c: &mut Criterion) {
         read_bytes_per_s: peaks.read_bytes_per_s,
         flops_per_s: peaks.mma_flops_per_s,
     };
-    others::all(c, &cuda, size_of::<u16>(), &limits);
+    others::all(c, &cuda, (size_of::<u16>(), size_of::<u16>()), &limits);
 }

@@ -13,10 +13,15 @@ pub(crate) struct Limits {
     pub(crate) flops_per_s: f64,
 }
 
-/// Prints the best of some runs of each case against both limits, then lets criterion time it.
-pub(crate) fn all<B: Backend>(c: &mut Criterion, backend: &B, value_bytes: usize, limits: &Limits) {
+/// Prints the best of some runs of each case against both limits, then lets criterion time it. `bytes` are as in [`ops::each`].
+pub(crate) fn all<B: Backend>(
+    c: &mut Criterion,
+    backend: &B,
+    bytes: (usize, usize),
+    limits: &Limits,
+) {
     let config = ModelConfig::preset("cosyvoice2-0.5b").expect("preset");
-    let result = ops::each(backend, &config, value_bytes, &mut |case| {
+    let result = ops::each(backend, &config, bytes, &mut |case| {
         let mut once = || {
             (case.run)()?;
             backend.synchronize()

@@ -3,8 +3,9 @@
 //! Activations are f32. Weights of linear layers are kept in the precision of [`CpuOptions::weights`]; everything else is f32, but for
 //! what [`Isa::multiplies_bf16`] adds to weights that are not: products with bf16 weights then round their input to bf16 too, and so do
 //! convolutions of [`Fidelity::Usual`](crate::backend::Fidelity::Usual) and attention inside sequences, with bf16 and with int8 weights alike.
-//! Sums stay f32, and so do the vocoder, norms, sampling and attention over the cache. A row's bytes depend on its own sequence and on the
-//! CPU's instructions alone: not on its batch, nor on the number of threads.
+//! Beside weights that are not f32 the language model's cache keeps keys and values in bf16 ([`WeightPrecision::bytes_of_cached`]).
+//! Sums stay f32, and so do the vocoder, norms, sampling and what attention over the cache makes of its keys and values. A row's bytes depend on its
+//! own sequence and on the CPU's instructions alone: not on its batch, nor on the number of threads.
 //!
 //! Fast paths are chosen at run time ([`Isa`]). They exist for AVX2 with FMA, which has been run on AMD Zen 3 and 4, and for AVX-512 with VNNI and
 //! BF16, which has been run on Zen 4 and 5 and on Emerald Rapids, whose multiply-adds of f32 are faster than those of bf16, so that weights of
@@ -62,6 +63,17 @@ pub enum WeightPrecision {
     /// Symmetric int8 with one scale per output channel: a quarter of the bytes. Products round their input to 16 bits, with one scale per row and
     /// stretch, an error far below that of the weights.
     Int8,
+}
+
+impl WeightPrecision {
+    /// Bytes of a number in the language model's cache of keys and values: f32 beside weights of f32, so that all stays as exact as they are; beside others
+    /// they are rounded to bf16 as they are stored, and widened to f32 when they are read.
+    pub fn bytes_of_cached(self) -> usize {
+        match self {
+            Self::F32 => size_of::<f32>(),
+            Self::Bf16 | Self::Int8 => size_of::<half::bf16>(),
+        }
+    }
 }
 
 /// How the CPU backend is set up.

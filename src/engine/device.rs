@@ -141,8 +141,9 @@ impl Starting<'_> {
                 (engine, each, ordinals.len())
             }
             Device::Auto | Device::Cpu => {
-                let each = self.sequences(|| sizing::sequences(llm, self.dir));
                 let cpu = self.cpu;
+                let bytes_of_cached = cpu.weights.bytes_of_cached();
+                let each = self.sequences(|| sizing::sequences(llm, bytes_of_cached, self.dir));
                 let open = move || Ok(Cpu::new(cpu));
                 let mut options = self.options(each);
                 options.budgets.llm_rows = CPU_LLM_ROWS;

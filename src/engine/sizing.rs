@@ -11,22 +11,24 @@ const MOST: usize = 64;
 /// Where this cannot be known.
 const UNKNOWN: usize = 16;
 
-/// Sequences whose caches take at most half of the memory that the checkpoint in `dir` leaves free; 1 to 64.
-pub(super) fn sequences(config: &LlmConfig, dir: &Path) -> usize {
+/// Sequences whose caches, of `bytes_of_cached` bytes a number, take at most half of the memory that the checkpoint in `dir` leaves free; 1 to 64.
+pub(super) fn sequences(config: &LlmConfig, bytes_of_cached: usize, dir: &Path) -> usize {
     let Some(available) = available_bytes() else {
         return UNKNOWN;
     };
-    within(available.saturating_sub(bytes_of_files(dir)) / 2, config)
+    let bytes = available.saturating_sub(bytes_of_files(dir)) / 2;
+    within(bytes, config, bytes_of_cached)
 }
 
-/// The same for a device with so many free bytes.
+/// The same for a device with so many free bytes, whose caches are taken to be f32.
 pub(super) fn sequences_on(free_bytes: u64, config: &LlmConfig, dir: &Path) -> usize {
-    within(free_bytes.saturating_sub(bytes_of_files(dir)) / 2, config)
+    let bytes = free_bytes.saturating_sub(bytes_of_files(dir)) / 2;
+    within(bytes, config, size_of::<f32>())
 }
 
-fn within(bytes: u64, config: &LlmConfig) -> usize {
+fn within(bytes: u64, config: &LlmConfig, bytes_of_cached: usize) -> usize {
     let values = 2 * config.num_layers * config.num_kv_heads * config.head_dim;
-    let each = values * POSITIONS_PER_SEQUENCE * size_of::<f32>();
+    let each = values * POSITIONS_PER_SEQUENCE * bytes_of_cached;
     (bytes / each.max(1) as u64).clamp(1, MOST as u64) as usize
 }
 
@@ -62,10 +64,11 @@ mod tests {
         let config = ModelConfig::preset("cosyvoice2-0.5b").expect("preset").llm;
         // 24 layers of two heads of 64 values, twice, in f32: 60 MiB each.
         let each = 24 * 2 * 64 * 2 * 4 * 2560;
-        assert_eq!(within(0, &config), 1);
-        assert_eq!(within(10 * each, &config), 10);
-        assert_eq!(within(10 * each - 1, &config), 9);
-        assert_eq!(within(1 << 40, &config), MOST);
+        assert_eq!(within(0, &config, 4), 1);
+        assert_eq!(within(10 * each, &config, 4), 10);
+        assert_eq!(within(10 * each - 1, &config, 4), 9);
+        assert_eq!(within(10 * each, &config, 2), 20, "half as much in bf16");
+        assert_eq!(within(1 << 40, &config, 4), MOST);
     }
 
     #[test]

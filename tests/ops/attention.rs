@@ -7,10 +7,11 @@ use cosyvoice::cpu::{Cpu, WeightPrecision};
 use cosyvoice::tensor::Segments;
 
 use super::cases::values;
-use super::{F32_BOUND, bits, check, cpu_with, tensor};
+use super::{F32_BOUND, backends, bits, check, cpu_with, in_bf16, tensor};
 
 const F32: WeightPrecision = WeightPrecision::F32;
 const BF16: WeightPrecision = WeightPrecision::Bf16;
+const ALL: [WeightPrecision; 3] = [F32, BF16, WeightPrecision::Int8];
 
 /// Bound on the NMSE of attention in bf16. Scores of heads of 80 values are off by some 2⁻⁹ of the products' sizes, and weights and values are rounded
 /// once more, each an NMSE of 2⁻¹⁸ / 3 and less.
@@ -180,6 +181,20 @@ fn cached(
     dh: usize,
     steps: &[Vec<(usize, usize)>],
 ) -> Vec<Vec<f32>> {
+    let width = (heads + 2 * kv_heads) * dh;
+    // Values depend on sequence and position alone.
+    let row = |_: usize, b: usize, p: usize| values((1000 * b + p) as u64, width);
+    cached_rows(cpu, page_size, (heads, kv_heads, dh), steps, row)
+}
+
+/// The same with rows of queries, keys and values by step, sequence and position.
+fn cached_rows(
+    cpu: &Cpu,
+    page_size: usize,
+    (heads, kv_heads, dh): (usize, usize, usize),
+    steps: &[Vec<(usize, usize)>],
+    row: impl Fn(usize, usize, usize) -> Vec<f32>,
+) -> Vec<Vec<f32>> {
     let shape = KvShape {
         layers: 2,
         pages: 64,
@@ -189,7 +204,7 @@ fn cached(
     };
     let mut kv = cpu.alloc_kv(shape).unwrap();
     let mut outputs = Vec::new();
-    for step in steps {
+    for (index, step) in steps.iter().enumerate() {
         // Pages of sequence b: b, b + 8, b + 16, …, so that they are never neighbours.
         let pages: Vec<Vec<u32>> = (0..step.len() as u32)
             .map(|b| (0..8).map(|i| 8 * i + b).collect())
@@ -205,12 +220,11 @@ fn cached(
             .collect();
         let plan = AttnPlan::new(cpu, page_size, &sequences).unwrap();
         let width = (heads + 2 * kv_heads) * dh;
-        // Values depend on sequence and position alone.
         let qkv: Vec<f32> = step
             .iter()
             .enumerate()
             .flat_map(|(b, &(context, new))| (context..context + new).map(move |p| (b, p)))
-            .flat_map(|(b, p)| values((1000 * b + p) as u64, width))
+            .flat_map(|(b, p)| row(index, b, p))
             .collect();
         let rows = qkv.len() / width;
         let mut q = cpu.alloc(rows, heads * dh).unwrap();
@@ -223,8 +237,12 @@ fn cached(
     outputs
 }
 
-/// The last output row of a sequence of `n` positions, by the definition.
-fn expected_row(b: usize, n: usize, heads: usize, kv_heads: usize, dh: usize) -> Vec<f32> {
+/// The last output row of a sequence of `n` positions, by the definition: exact attention over what the cache is to hold beside such weights.
+fn expected_row(
+    weights: WeightPrecision,
+    (b, n): (usize, usize),
+    (heads, kv_heads, dh): (usize, usize, usize),
+) -> Vec<f32> {
     let width = (heads + 2 * kv_heads) * dh;
     let rows: Vec<Vec<f32>> = (0..n)
         .map(|p| {
@@ -232,6 +250,10 @@ fn expected_row(b: usize, n: usize, heads: usize, kv_heads: usize, dh: usize) ->
             let (cos, sin) = reference::rotary(p, 1e4, dh);
             for head in row[..(heads + kv_heads) * dh].chunks_exact_mut(dh) {
                 reference::rotate(head, &cos, &sin);
+            }
+            if weights != F32 {
+                let kept = in_bf16(&row[heads * dh..]);
+                row[heads * dh..].copy_from_slice(&kept);
             }
             row
         })
@@ -265,36 +287,66 @@ fn paged_attention_prefills_and_decodes() {
             vec![(25, 1), (2, 30)],
             vec![(26, 1), (32, 1)],
         ];
-        let expected: Vec<f32> = [(0, 27), (1, 33)]
-            .iter()
-            .flat_map(|&(b, n)| expected_row(b, n, heads, kv_heads, dh))
-            .collect();
-        let what =
-            format!("paged attention, pages of {page_size}, {heads}/{kv_heads} heads of {dh}");
-        check(&what, F32, F32_BOUND, &expected, |cpu| {
-            cached(cpu, page_size, heads, kv_heads, dh, &steps)
-                .pop()
-                .unwrap()
-        });
+        for weights in ALL {
+            let expected: Vec<f32> = [(0, 27), (1, 33)]
+                .into_iter()
+                .flat_map(|last| expected_row(weights, last, (heads, kv_heads, dh)))
+                .collect();
+            let what = format!(
+                "paged attention beside {weights:?}, pages of {page_size}, {heads}/{kv_heads} heads of {dh}"
+            );
+            check(&what, weights, F32_BOUND, &expected, |cpu| {
+                cached(cpu, page_size, heads, kv_heads, dh, &steps)
+                    .pop()
+                    .unwrap()
+            });
+        }
     }
 }
 
 #[test]
 fn chunked_prefill_and_batch_mates_change_nothing() {
-    let cpu = cpu_with(2, F32);
-    let d = 4 * 16;
-    let whole = cached(&cpu, 16, 4, 2, 16, &[vec![(0, 40)]]).pop().unwrap();
-    let parts = cached(
-        &cpu,
-        16,
-        4,
-        2,
-        16,
-        &[vec![(0, 13)], vec![(13, 26)], vec![(39, 1)]],
-    );
-    assert_eq!(bits(&whole), bits(&parts.concat()));
-    let together = cached(&cpu, 16, 4, 2, 16, &[vec![(0, 40), (0, 9), (0, 70)]])
-        .pop()
-        .unwrap();
-    assert_eq!(bits(&whole), bits(&together[..40 * d]));
+    let (heads, kv_heads, dh) = (4, 2, 16);
+    for weights in ALL {
+        for cpu in backends(weights) {
+            for page_size in [16, 9] {
+                let what = format!("{weights:?}, {}, {page_size}", cpu.instructions());
+                let run = |steps: &[_]| cached(&cpu, page_size, heads, kv_heads, dh, steps);
+                let whole = run(&[vec![(0, 40)]]).concat();
+                let parts = run(&[vec![(0, 13)], vec![(13, 26)], vec![(39, 1)]]);
+                assert_eq!(bits(&whole), bits(&parts.concat()), "{what}");
+                let one_by_one: Vec<_> = (0..40).map(|p| vec![(p, 1)]).collect();
+                assert_eq!(bits(&whole), bits(&run(&one_by_one).concat()), "{what}");
+                let together = run(&[vec![(0, 40), (0, 9), (0, 70)]]).concat();
+                let alone = &together[..whole.len()];
+                assert_eq!(bits(&whole), bits(alone), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_page_held_before_does_not_matter() {
+    let (heads, kv_heads, dh) = (4, 2, 16);
+    let width = (heads + 2 * kv_heads) * dh;
+    for weights in ALL {
+        for cpu in backends(weights) {
+            for page_size in [16, 9] {
+                let fresh = [vec![(0, 21)], vec![(21, 1)], vec![(22, 1)]];
+                let used = [vec![vec![(0, 40)]], fresh.to_vec()].concat();
+                let run = |steps: &[Vec<_>], before: usize| {
+                    let row = |step: usize, _: usize, p: usize| match step < before {
+                        true => vec![f32::NAN; width],
+                        false => values(p as u64, width),
+                    };
+                    let heads = (heads, kv_heads, dh);
+                    cached_rows(&cpu, page_size, heads, steps, row)[before..].concat()
+                };
+                let (expected, actual) = (run(&fresh, 0), run(&used, 1));
+                let what = format!("{weights:?}, {}, {page_size}", cpu.instructions());
+                assert!(actual.iter().all(|v| v.is_finite()), "{what}");
+                assert_eq!(bits(&expected), bits(&actual), "{what}");
+            }
+        }
+    }
 }

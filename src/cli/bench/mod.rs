@@ -96,9 +96,10 @@ struct Bench<'a, B: Backend> {
     checkpoint: &'a Checkpoint,
     backend: &'a B,
     limits: Limits,
-    /// Of a stored weight of a linear layer, and of a stored activation.
+    /// Of a stored weight of a linear layer, of a stored activation, and of a number in the language model's cache.
     bytes_per_weight: usize,
     bytes_per_value: usize,
+    bytes_per_cached: usize,
     args: &'a Args,
 }
 
@@ -165,6 +166,7 @@ fn on_cpu(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             },
             bytes_per_weight: weights.bytes(),
             bytes_per_value: size_of::<f32>(),
+            bytes_per_cached: backend.options().weights.bytes_of_cached(),
             args,
         };
         stages(&bench, out)?;
@@ -202,6 +204,7 @@ fn on_cuda(args: &Args, ordinal: usize, out: &mut impl Write) -> anyhow::Result<
         },
         bytes_per_weight: Weights::Bf16.bytes(),
         bytes_per_value: Weights::Bf16.bytes(),
+        bytes_per_cached: Weights::Bf16.bytes(),
         args,
     };
     stages(&bench, out)

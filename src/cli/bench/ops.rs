@@ -38,24 +38,26 @@ pub struct Case<'a> {
 /// Where cases are made, and who gets them.
 struct Maker<'a, B: Backend> {
     backend: &'a B,
-    /// Bytes of a stored activation.
+    /// Bytes of a stored activation, and of a number in the language model's cache.
     value: f64,
+    cached: f64,
     visit: &'a mut dyn FnMut(Case<'_>) -> anyhow::Result<()>,
 }
 
-/// Makes every case, one after the other. `value_bytes` are those of a stored activation.
+/// Makes every case, one after the other. `value_bytes` are those of a stored activation, `cached_bytes` those of a number in the language model's cache.
 ///
 /// # Errors
 /// Those of `visit`, or what the device reports.
 pub fn each<B: Backend>(
     backend: &B,
     config: &ModelConfig,
-    value_bytes: usize,
+    (value_bytes, cached_bytes): (usize, usize),
     visit: &mut dyn FnMut(Case<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let mut maker = Maker {
         backend,
         value: value_bytes as f64,
+        cached: cached_bytes as f64,
         visit,
     };
     for n in SEQUENCES {
@@ -84,7 +86,8 @@ pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> any
         "\n| operation | µs | GB/s | % of reads | TFLOP/s | % of products |\n|---|---:|---:|---:|---:|---:|"
     )?;
     let (backend, config) = (bench.backend, bench.checkpoint.config());
-    each(backend, config, bench.bytes_per_value, &mut |case| {
+    let bytes = (bench.bytes_per_value, bench.bytes_per_cached);
+    each(backend, config, bytes, &mut |case| {
         let seconds = median_seconds(backend, bench.args.rounds, || {
             (0..CALLS).try_for_each(|_| (case.run)())
         })? / CALLS as f64;
@@ -171,17 +174,18 @@ impl<B: Backend> Maker<'_, B> {
         let qkv = self.filled(rows, q_cols + 2 * kv_cols)?;
         let (mut q, mut out) = (b.alloc(rows, q_cols)?, b.alloc(rows, q_cols)?);
         let what = format!("{n} x {new} rows after {context}");
-        let moved = (rows * (2 * q_cols + 4 * kv_cols)) as f64 * self.value;
+        let moved = (2 * rows * (q_cols + kv_cols)) as f64 * self.value
+            + (2 * rows * kv_cols) as f64 * self.cached;
         self.case(format!("rope, kv store, {what}"), 0.0, moved, &mut || {
             b.rope_store_kv(&qkv, &plan, c.rope_theta, &mut kv, 0, &mut q)
         })?;
         // A row sees what came before it and itself.
         let seen = (n * (new * context + new * (new + 1) / 2)) as f64;
-        let kept = (n * (context + new) * 2 * kv_cols + 2 * rows * q_cols) as f64;
+        let kept = (n * (context + new) * 2 * kv_cols) as f64 * self.cached;
         self.case(
             format!("paged attention, {what}"),
             4.0 * seen * q_cols as f64,
-            kept * self.value,
+            kept + (2 * rows * q_cols) as f64 * self.value,
             &mut || b.paged_attention(&q, &kv, 0, &plan, &mut out),
         )
     }

@@ -4,13 +4,13 @@ use super::super::Isa;
 use super::super::gemm::{Call, MAX_PANELS, Target, WIDTH};
 use super::super::isa::per_isa;
 use super::super::math::exp;
-use super::{Operand, Pages};
+use super::{Operands, Pages};
 
 /// Relative positions of a block whose rows are consecutive queries.
 #[derive(Clone, Copy)]
-pub(super) struct Distances<'a, T> {
+pub(super) struct Distances<'a, W> {
     /// Packed `[(2T − 1) / 16][Dh][16]`, row `last + d` for distance `d`.
-    pub(super) positions: &'a [T],
+    pub(super) positions: &'a [W],
     /// Query of the block's first row.
     pub(super) first_query: usize,
     /// `T − 1`
@@ -19,15 +19,15 @@ pub(super) struct Distances<'a, T> {
 
 /// Queries of a block and everything on the way to their results; the vectors grow once.
 #[derive(Default)]
-pub(super) struct Block<T> {
+pub(super) struct Block<X> {
     /// Values of a head, and the same in whole steps and in whole panels.
     dh: usize,
     depth: usize,
     width: usize,
     /// `[rows, depth]`, scaled, with the content bias.
-    q: Vec<T>,
+    q: Vec<X>,
     /// `[rows, depth]`, scaled, with the position bias.
-    q_position: Vec<T>,
+    q_position: Vec<X>,
     /// One query on its way there.
     scaled: Vec<f32>,
     /// Keys that each row sees.
@@ -35,7 +35,7 @@ pub(super) struct Block<T> {
     /// `[rows, most keys]`, rows padded so that the last panel fits.
     scores: Vec<f32>,
     /// `[rows, most keys]`, rows padded to whole steps.
-    weights: Vec<T>,
+    weights: Vec<X>,
     /// Scores by position of some panels, `[panel][rows][16]`.
     by_position: Vec<f32>,
     /// One over the sum of each row's weights.
@@ -51,11 +51,11 @@ fn grow<T: Copy + Default>(v: &mut Vec<T>, n: usize) {
     }
 }
 
-impl<T: Operand> Block<T> {
+impl<X: Copy + Default> Block<X> {
     /// Empties the block for heads of `dh` values.
-    pub(super) fn start(&mut self, dh: usize) {
+    pub(super) fn start<O: Operands<Left = X>>(&mut self, dh: usize) {
         self.dh = dh;
-        self.depth = dh.next_multiple_of(T::STEP);
+        self.depth = dh.next_multiple_of(O::STEP);
         self.width = dh.next_multiple_of(WIDTH);
         self.q.clear();
         self.q_position.clear();
@@ -63,7 +63,7 @@ impl<T: Operand> Block<T> {
     }
 
     /// Adds a query that sees the first `count` keys, with its content and position biases.
-    pub(super) fn push(
+    pub(super) fn push<O: Operands<Left = X>>(
         &mut self,
         isa: Isa,
         q: &[f32],
@@ -72,10 +72,10 @@ impl<T: Operand> Block<T> {
         count: usize,
     ) {
         let depth = self.depth;
-        let add = |scaled: &[f32], to: &mut Vec<T>| {
+        let add = |scaled: &[f32], to: &mut Vec<X>| {
             let first = to.len();
-            to.resize(first + depth, T::default());
-            T::round(isa, scaled, &mut to[first..]);
+            to.resize(first + depth, X::default());
+            O::round(isa, scaled, &mut to[first..]);
         };
         self.scaled.clear();
         match biases {
@@ -102,11 +102,11 @@ impl<T: Operand> Block<T> {
     }
 
     /// Computes all results.
-    pub(super) fn attend(
+    pub(super) fn attend<O: Operands<Left = X>>(
         &mut self,
         isa: Isa,
-        pages: &Pages<'_, T>,
-        distances: Option<Distances<'_, T>>,
+        pages: &Pages<'_, O::Right>,
+        distances: Option<Distances<'_, O::Right>>,
     ) {
         let (rows, keys) = (
             self.counts.len(),
@@ -115,23 +115,28 @@ impl<T: Operand> Block<T> {
         // A page's last panel may reach past its keys, over what the next page brings or into the padding.
         let stride = keys.next_multiple_of(WIDTH) + WIDTH;
         grow(&mut self.scores, rows * stride);
-        self.content_scores(isa, pages, (keys, stride));
+        self.content_scores::<O>(isa, pages, (keys, stride));
         if let Some(distances) = distances {
-            self.position_scores(isa, distances, (keys, stride));
+            self.position_scores::<O>(isa, distances, (keys, stride));
         }
-        let padded = keys.next_multiple_of(T::STEP);
+        let padded = keys.next_multiple_of(O::STEP);
         grow(&mut self.weights, rows * padded);
         self.inverse.clear();
         for (row, &count) in self.counts.iter().enumerate() {
             let scores = &mut self.scores[row * stride..][..keys];
             self.inverse.push(softmax(isa, scores, count));
-            T::round(isa, scores, &mut self.weights[row * padded..][..padded]);
+            O::round(isa, scores, &mut self.weights[row * padded..][..padded]);
         }
-        self.weighted_sums(isa, pages, (keys, padded));
+        self.weighted_sums::<O>(isa, pages, (keys, padded));
     }
 
     /// `scores = q · k`
-    fn content_scores(&mut self, isa: Isa, pages: &Pages<'_, T>, (keys, stride): (usize, usize)) {
+    fn content_scores<O: Operands<Left = X>>(
+        &mut self,
+        isa: Isa,
+        pages: &Pages<'_, O::Right>,
+        (keys, stride): (usize, usize),
+    ) {
         let panels_of_page = pages.size.div_ceil(WIDTH);
         // Key of a panel's first column.
         let first = |i: usize| i / panels_of_page * pages.size + i % panels_of_page * WIDTH;
@@ -140,7 +145,7 @@ impl<T: Operand> Block<T> {
         let at_once = if whole { MAX_PANELS } else { 1 };
         let size = self.depth * WIDTH;
         let some = |start: usize| {
-            let mut panels: [&[T]; MAX_PANELS] = [&[]; MAX_PANELS];
+            let mut panels: [&[O::Right]; MAX_PANELS] = [&[]; MAX_PANELS];
             let mut count = 0;
             while count < at_once && first(start + count) < keys {
                 let (page, panel) = (
@@ -152,6 +157,7 @@ impl<T: Operand> Block<T> {
             }
             (panels, count)
         };
+        let last = keys.div_ceil(pages.size).saturating_sub(1);
         let (mut start, mut now) = (0, some(0));
         while now.1 > 0 {
             let (next, (panels, count)) = (some(start + now.1), now);
@@ -161,13 +167,24 @@ impl<T: Operand> Block<T> {
                 panel_stride: WIDTH,
             };
             let call = query_call(&self.q, self.depth, count);
-            T::multiply(isa, &call, &panels[..count], &next.0[..next.1], out);
+            // After the last keys come the first values: a page of them is as long as a panel of keys where pages are of 16 positions.
+            let first_values = || std::array::from_fn(|page| pages.values(page.min(last)));
+            let (ahead, count_ahead) = match next {
+                (_, 0) => (first_values(), MAX_PANELS),
+                next => next,
+            };
+            O::multiply(isa, &call, &panels[..count], &ahead[..count_ahead], out);
             (start, now) = (start + count, next);
         }
     }
 
     /// `scores[i][j] += q_position[i] · p[j − i]`
-    fn position_scores(&mut self, isa: Isa, d: Distances<'_, T>, (keys, stride): (usize, usize)) {
+    fn position_scores<O: Operands<Left = X>>(
+        &mut self,
+        isa: Isa,
+        d: Distances<'_, O::Right>,
+        (keys, stride): (usize, usize),
+    ) {
         let rows = self.counts.len();
         // Position of distance j − i for the block's last query and first key, and for its first query and last key.
         let low = d.last - (d.first_query + rows - 1);
@@ -185,7 +202,7 @@ impl<T: Operand> Block<T> {
                 panel_stride,
             };
             let call = query_call(&self.q_position, self.depth, count);
-            T::multiply(isa, &call, &panels[..count], &[], out);
+            O::multiply(isa, &call, &panels[..count], &[], out);
             for (i, sums) in self.by_position.chunks_exact(WIDTH).enumerate() {
                 let (panel, row) = (first + i / rows, i % rows);
                 if i / rows == count {
@@ -206,13 +223,18 @@ impl<T: Operand> Block<T> {
     }
 
     /// `out = Σ weight · v`, yet to be divided by the sum of the weights.
-    fn weighted_sums(&mut self, isa: Isa, pages: &Pages<'_, T>, (keys, stride): (usize, usize)) {
+    fn weighted_sums<O: Operands<Left = X>>(
+        &mut self,
+        isa: Isa,
+        pages: &Pages<'_, O::Right>,
+        (keys, stride): (usize, usize),
+    ) {
         let rows = self.counts.len();
         let panels = self.width / WIDTH;
         grow(&mut self.out, rows * self.width);
         for first in (0..panels).step_by(MAX_PANELS) {
             let count = MAX_PANELS.min(panels - first);
-            let size = pages.size.next_multiple_of(T::STEP) * WIDTH;
+            let size = pages.size.next_multiple_of(O::STEP) * WIDTH;
             let panels_of =
                 |page: usize| some_panels(&pages.values(page)[first * size..], count, size);
             let last = keys.div_ceil(pages.size).saturating_sub(1);
@@ -232,12 +254,15 @@ impl<T: Operand> Block<T> {
                     row_stride: self.width,
                     panel_stride: WIDTH,
                 };
-                let (now, next) = (panels_of(page), panels_of((page + 1).min(last)));
-                T::multiply(isa, &call, &now[..count], &next[..count], out);
+                let (now, next) = (panels_of(page), panels_of((page + PAGES_AHEAD).min(last)));
+                O::multiply(isa, &call, &now[..count], &next[..count], out);
             }
         }
     }
 }
+
+/// Pages that values are fetched ahead: those of the first ones are fetched with the last keys. A page takes less time than memory takes to bring one.
+const PAGES_AHEAD: usize = MAX_PANELS;
 
 /// The first `count` panels of `size` values.
 fn some_panels<T>(packed: &[T], count: usize, size: usize) -> [&[T]; MAX_PANELS] {

@@ -1,9 +1,10 @@
 //! Attention over the paged cache and inside sequences.
 //!
 //! Both pack keys as `[keys / 16][Dh][16]` and values as `[Dh / 16][keys][16]`, so that scores and weighted sums are products of the kernel that
-//! linear layers use. Over the cache they are in f32; inside sequences queries, keys, weights and values are rounded to bf16 where weights of
-//! linear layers are, and the CPU multiplies that in pairs. Scores of a block of queries are kept whole: the softmax is exact, not an online one, and a row's sums run over its keys
-//! from the first to the last, whatever else is in the block.
+//! linear layers use. Over the cache they are in f32, of keys and values that the cache keeps in f32 or, beside weights that are not f32, rounded to
+//! bf16 as they are stored and widened as they are read; inside sequences queries, keys, weights and values are rounded to bf16 where weights of
+//! linear layers are, and the CPU multiplies that in pairs. Scores of a block of queries are kept whole: the softmax is exact, not an online one, and
+//! a row's sums run over its keys from the first to the last, whatever else is in the block.
 
 mod block;
 mod cache;
@@ -20,7 +21,10 @@ use super::{Cpu, Isa, WeightPrecision, check_shape};
 use crate::backend::{Attention, AttnPlan, KvShape, Masks, RelPos, Result};
 use crate::tensor::{Segments, Tensor};
 use block::{Block, Distances};
-use operand::Operand;
+use cache::Kept;
+use operand::{Exact, Operands, WidenedRows};
+#[cfg(target_arch = "x86_64")]
+use operand::{Pairs, WidenedPairs};
 use pages::{Packed, Pages};
 
 thread_local! {
@@ -41,7 +45,7 @@ impl Attention for Cpu {
     type KvCache = KvCache;
 
     fn alloc_kv(&self, shape: KvShape) -> Result<KvCache> {
-        KvCache::new(shape)
+        KvCache::new(self.isa, self.options.weights, shape)
     }
 
     fn rope_store_kv(
@@ -70,9 +74,9 @@ impl Attention for Cpu {
             let (keys, values) = rest.split_at(kv_cols);
             let out = &mut q.data_mut()[row * q_cols..(row + 1) * q_cols];
             for (from, to) in queries.chunks_exact(dh).zip(out.chunks_exact_mut(dh)) {
-                cache::rotate(from, cos, sin, to);
+                cache::rotate(self.isa, from, cos, sin, to);
             }
-            kv.store(layer, slot, (keys, values), (cos, sin));
+            kv.store(self.isa, (layer, slot), (keys, values), (cos, sin));
         }
         Ok(())
     }
@@ -91,7 +95,6 @@ impl Attention for Cpu {
         check_shape!("paged_attention", q.rows(), plan.positions.len());
         let group = cols / dh / kv_heads;
         let per_block = (BLOCK_CACHE_QUERIES / group).max(1);
-        let scale = 1.0 / (dh as f32).sqrt();
         let tasks: Vec<(usize, std::ops::Range<usize>)> = (0..plan.segments.count())
             .flat_map(|b| {
                 let rows = plan.segments.range(b);
@@ -99,29 +102,22 @@ impl Attention for Cpu {
                 starts.map(move |start| (b, start..(start + per_block).min(rows.end)))
             })
             .collect();
-        let out = SharedMut::new(out.data_mut());
+        let job = OverCache {
+            q,
+            kv,
+            layer,
+            plan,
+            group,
+            out: SharedMut::new(out.data_mut()),
+        };
         self.pool.run(tasks.len() * kv_heads, |task| {
-            let (b, rows) = &tasks[task / kv_heads];
-            let head = task % kv_heads;
-            let columns = head * group * dh..(head + 1) * group * dh;
-            let table = &plan.block_table.data()[b * plan.max_pages..(b + 1) * plan.max_pages];
-            WORK.with_borrow_mut(|(_, block)| {
-                block.start(dh);
-                for row in rows.clone() {
-                    let count = plan.positions.data()[row] as usize + 1;
-                    for q in q.row(row)[columns.clone()].chunks_exact(dh) {
-                        block.push(self.isa, q, None, scale, count);
-                    }
-                }
-                let pages = Pages::cached(kv, layer, head, table);
-                block.attend(self.isa, &pages, None);
-                for (i, row) in rows.clone().enumerate() {
-                    // SAFETY: no two tasks share both a row and a head.
-                    let to = unsafe { out.slice(row * cols + columns.start, group * dh) };
-                    for (g, to) in to.chunks_exact_mut(dh).enumerate() {
-                        block.result(i * group + g, to);
-                    }
-                }
+            let ((b, rows), head) = (&tasks[task / kv_heads], task % kv_heads);
+            let part = (*b, rows.clone(), head);
+            WORK.with_borrow_mut(|(_, block)| match kv.kept {
+                Kept::F32 => job.block::<Exact>(self.isa, part, block),
+                Kept::Bf16 => job.block::<WidenedRows>(self.isa, part, block),
+                #[cfg(target_arch = "x86_64")]
+                Kept::Bf16Pairs => job.block::<WidenedPairs>(self.isa, part, block),
             });
         });
         Ok(())
@@ -166,11 +162,54 @@ impl Attention for Cpu {
             let (b, head) = (task / heads, task % heads);
             #[cfg(target_arch = "x86_64")]
             if self.isa.multiplies_bf16() && self.options.weights != WeightPrecision::F32 {
-                return WORK_BF16.with_borrow_mut(|work| job.head(self.isa, b, head, work));
+                return WORK_BF16
+                    .with_borrow_mut(|work| job.head::<Pairs, _>(self.isa, (b, head), work));
             }
-            WORK.with_borrow_mut(|work| job.head(self.isa, b, head, work));
+            WORK.with_borrow_mut(|work| job.head::<Exact, _>(self.isa, (b, head), work));
         });
         Ok(())
+    }
+}
+
+/// Attention over the cache, as the threads see it.
+struct OverCache<'a> {
+    q: &'a Tensor<Cpu>,
+    kv: &'a KvCache,
+    layer: usize,
+    plan: &'a AttnPlan<Cpu>,
+    /// Heads of queries that share one of keys.
+    group: usize,
+    out: SharedMut<'a>,
+}
+
+impl OverCache<'_> {
+    /// Some rows of sequence `b`, the queries of one head of keys.
+    fn block<O: Operands<Left = f32, Right: bytemuck::Pod>>(
+        &self,
+        isa: Isa,
+        (b, rows, head): (usize, std::ops::Range<usize>, usize),
+        block: &mut Block<f32>,
+    ) {
+        let (plan, group, dh) = (self.plan, self.group, self.kv.shape.head_dim);
+        let (cols, scale) = (self.q.cols(), 1.0 / (dh as f32).sqrt());
+        let columns = head * group * dh..(head + 1) * group * dh;
+        let table = &plan.block_table.data()[b * plan.max_pages..(b + 1) * plan.max_pages];
+        block.start::<O>(dh);
+        for row in rows.clone() {
+            let count = plan.positions.data()[row] as usize + 1;
+            for q in self.q.row(row)[columns.clone()].chunks_exact(dh) {
+                block.push::<O>(isa, q, None, scale, count);
+            }
+        }
+        let pages = Pages::cached(self.kv, self.layer, head, table);
+        block.attend::<O>(isa, &pages, None);
+        for (i, row) in rows.enumerate() {
+            // SAFETY: no two tasks share both a row and a head.
+            let to = unsafe { self.out.slice(row * cols + columns.start, group * dh) };
+            for (g, to) in to.chunks_exact_mut(dh).enumerate() {
+                block.result(i * group + g, to);
+            }
+        }
     }
 }
 
@@ -189,7 +228,12 @@ struct Inside<'a> {
 
 impl Inside<'_> {
     /// One head of sequence `b`.
-    fn head<T: Operand>(&self, isa: Isa, b: usize, head: usize, (packed, block): &mut Work<T>) {
+    fn head<O: Operands<Left = T, Right = T>, T: Copy + Default>(
+        &self,
+        isa: Isa,
+        (b, head): (usize, usize),
+        (packed, block): &mut Work<T>,
+    ) {
         let (d, dh, qkv) = (self.d, self.d / self.heads, self.qkv);
         let scale = 1.0 / (dh as f32).sqrt();
         let (range, wanted) = (self.segments.range(b), self.queries.range(b));
@@ -197,7 +241,7 @@ impl Inside<'_> {
             panic!("attention: {} of {} rows", wanted.len(), range.len());
         };
         let at = head * dh;
-        packed.pack(
+        packed.pack::<O>(
             isa,
             (range.len(), dh),
             |j| &qkv.row(range.start + j)[d + at..d + at + dh],
@@ -207,23 +251,23 @@ impl Inside<'_> {
             // Distances −(T − 1) to T − 1.
             let first = rel.center + 1 - range.len().max(1);
             let rows = (2 * range.len()).saturating_sub(1);
-            packed.pack_positions(isa, rows, dh, |e| &rel.p.row(first + e)[at..at + dh]);
+            packed.pack_positions::<O>(isa, rows, dh, |e| &rel.p.row(first + e)[at..at + dh]);
             (&rel.u.data()[at..at + dh], &rel.v.data()[at..at + dh])
         });
         for start in (past..range.len()).step_by(BLOCK_QUERIES) {
             let end = (start + BLOCK_QUERIES).min(range.len());
-            block.start(dh);
+            block.start::<O>(dh);
             for i in start..end {
                 let q = &qkv.row(range.start + i)[at..at + dh];
                 let count = self.masks.get(b).end(i, range.len());
-                block.push(isa, q, biases, scale, count);
+                block.push::<O>(isa, q, biases, scale, count);
             }
             let distances = biases.map(|_| Distances {
                 positions: packed.positions(),
                 first_query: start,
                 last: range.len() - 1,
             });
-            block.attend(isa, &packed.pages(), distances);
+            block.attend::<O>(isa, &packed.pages(), distances);
             for i in start..end {
                 let row = wanted.start + i - past;
                 // SAFETY: no two tasks share both a row and a head.

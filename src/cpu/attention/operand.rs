@@ -1,21 +1,32 @@
-//! What queries, keys and values are multiplied as: f32, or bf16 where the CPU multiplies it in pairs.
+//! What queries, keys and values are multiplied as.
 
 use super::super::Isa;
 #[cfg(target_arch = "x86_64")]
-use super::super::gemm::{Bf16, Side, Single, round_to_bf16, run_avx512};
+use super::super::gemm::{Bf16, Side, Single, Widened, round_to_bf16, run_avx512};
 use super::super::gemm::{Call, Target, WIDTH};
 #[cfg(target_arch = "x86_64")]
 use super::super::isa::Level;
 
-/// A value of an operand. Of what a product sums over, [`Operand::STEP`] values lie side by side in both operands.
-pub(super) trait Operand: Copy + Default {
+/// A way to multiply: queries and weights of a softmax on the left, panels of keys and of values on the right.
+pub(super) trait Operands {
+    /// A value on the left.
+    type Left: Copy + Default;
+    /// A value of a panel.
+    type Right: Copy + Default;
+    /// Of what a product sums over, so many values lie side by side on both sides.
     const STEP: usize;
 
     /// `out = x`, rounded; the rest of `out` is zero.
-    fn round(isa: Isa, x: &[f32], out: &mut [Self]);
+    fn round(isa: Isa, x: &[f32], out: &mut [Self::Left]);
 
     /// `out (+)= a b`, panels by themselves; `next` are those that will come after them.
-    fn multiply(isa: Isa, call: &Call<'_, Self>, b: &[&[Self]], next: &[&[Self]], out: Target<'_>);
+    fn multiply(
+        isa: Isa,
+        call: &Call<'_, Self::Left>,
+        b: &[&[Self::Right]],
+        next: &[&[Self::Right]],
+        out: Target<'_>,
+    );
 
     /// Place of row `k` and column `j` in a panel of 16 columns.
     fn place(k: usize, j: usize) -> usize {
@@ -23,13 +34,16 @@ pub(super) trait Operand: Copy + Default {
     }
 }
 
-impl Operand for f32 {
+/// f32 by f32.
+pub(super) struct Exact;
+
+impl Operands for Exact {
+    type Left = f32;
+    type Right = f32;
     const STEP: usize = 1;
 
     fn round(_isa: Isa, x: &[f32], out: &mut [f32]) {
-        let (values, rest) = out.split_at_mut(x.len());
-        values.copy_from_slice(x);
-        rest.fill(0.0);
+        copy(x, out);
     }
 
     fn multiply(isa: Isa, call: &Call<'_>, b: &[&[f32]], next: &[&[f32]], out: Target<'_>) {
@@ -38,20 +52,58 @@ impl Operand for f32 {
             return run_avx512::<Single>(isa, call, None, Side::scattered(b, next), out);
         }
         let _ = next;
-        let call = Call { panels: 1, ..*call };
-        for (panel, b) in b.iter().enumerate() {
-            let out = Target {
-                values: &mut out.values[panel * out.panel_stride..],
-                ..out
-            };
-            call.run(isa, b, out);
-        }
+        panel_by_panel(call, b, out, |call, b, out| call.run(isa, b, out));
     }
 }
 
-/// The bits of a bf16. Only for an [`Isa`] that multiplies them.
+/// f32 by bf16 that is widened a row at a time; columns lie as in panels of weights that are.
+pub(super) struct WidenedRows;
+
+impl Operands for WidenedRows {
+    type Left = f32;
+    type Right = u16;
+    const STEP: usize = 1;
+
+    fn round(_isa: Isa, x: &[f32], out: &mut [f32]) {
+        copy(x, out);
+    }
+
+    fn multiply(isa: Isa, call: &Call<'_>, b: &[&[u16]], _next: &[&[u16]], out: Target<'_>) {
+        panel_by_panel(call, b, out, |call, b, out| call.run(isa, b, out));
+    }
+
+    fn place(k: usize, j: usize) -> usize {
+        k * WIDTH + j % (WIDTH / 2) * 2 + j / (WIDTH / 2)
+    }
+}
+
+/// f32 by bf16 that is widened two rows at a time. Only for AVX-512.
 #[cfg(target_arch = "x86_64")]
-impl Operand for u16 {
+pub(super) struct WidenedPairs;
+
+#[cfg(target_arch = "x86_64")]
+impl Operands for WidenedPairs {
+    type Left = f32;
+    type Right = u16;
+    const STEP: usize = 2;
+
+    fn round(_isa: Isa, x: &[f32], out: &mut [f32]) {
+        copy(x, out);
+    }
+
+    fn multiply(isa: Isa, call: &Call<'_>, b: &[&[u16]], next: &[&[u16]], out: Target<'_>) {
+        run_avx512::<Widened>(isa, call, None, Side::scattered(b, next), out);
+    }
+}
+
+/// bf16 by bf16, both as bits. Only for an [`Isa`] that multiplies them.
+#[cfg(target_arch = "x86_64")]
+pub(super) struct Pairs;
+
+#[cfg(target_arch = "x86_64")]
+impl Operands for Pairs {
+    type Left = u16;
+    type Right = u16;
     const STEP: usize = 2;
 
     fn round(isa: Isa, x: &[f32], out: &mut [u16]) {
@@ -61,5 +113,29 @@ impl Operand for u16 {
 
     fn multiply(isa: Isa, call: &Call<'_, u16>, b: &[&[u16]], next: &[&[u16]], out: Target<'_>) {
         run_avx512::<Bf16>(isa, call, None, Side::scattered(b, next), out);
+    }
+}
+
+/// `out = x`, zeros behind it.
+fn copy(x: &[f32], out: &mut [f32]) {
+    let (values, rest) = out.split_at_mut(x.len());
+    values.copy_from_slice(x);
+    rest.fill(0.0);
+}
+
+/// Calls `run` for one panel after the other.
+fn panel_by_panel<W>(
+    call: &Call<'_>,
+    b: &[&[W]],
+    out: Target<'_>,
+    run: impl Fn(&Call<'_>, &[W], Target<'_>),
+) {
+    let call = Call { panels: 1, ..*call };
+    for (panel, b) in b.iter().enumerate() {
+        let out = Target {
+            values: &mut out.values[panel * out.panel_stride..],
+            ..out
+        };
+        run(&call, b, out);
     }
 }

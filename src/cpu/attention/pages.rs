@@ -2,7 +2,7 @@
 
 use super::super::Isa;
 use super::super::gemm::WIDTH;
-use super::{KvCache, Operand};
+use super::{KvCache, Operands};
 
 /// Packed keys and values of one head, in pages of `size` positions: keys `[size / 16][Dh][16]`, values `[Dh / 16][size][16]`, where steps of
 /// more than one value are kept together.
@@ -36,7 +36,7 @@ pub(super) enum Part {
     Values,
 }
 
-impl<'a> Pages<'a, f32> {
+impl<'a, W: bytemuck::Pod> Pages<'a, W> {
     /// The pages of a sequence in the cache.
     pub(super) fn cached(kv: &'a KvCache, layer: usize, head: usize, table: &'a [i32]) -> Self {
         let source = Source::Cache(Cached {
@@ -44,7 +44,7 @@ impl<'a> Pages<'a, f32> {
             layer,
             head,
             table,
-            block: KvCache::part,
+            block: KvCache::part::<W>,
         });
         Self {
             size: kv.shape.page_size,
@@ -86,9 +86,9 @@ pub(super) struct Packed<T> {
     row: Vec<T>,
 }
 
-impl<T: Operand> Packed<T> {
+impl<T: Copy + Default> Packed<T> {
     /// Packs `rows` keys and values of `dh` values.
-    pub(super) fn pack<'a>(
+    pub(super) fn pack<'a, O: Operands<Left = T, Right = T>>(
         &mut self,
         isa: Isa,
         (rows, dh): (usize, usize),
@@ -96,17 +96,17 @@ impl<T: Operand> Packed<T> {
         value: impl Fn(usize) -> &'a [f32],
     ) {
         self.rows = rows;
-        transpose(isa, (rows, dh), key, &mut self.keys, &mut self.row);
-        let stride = rows.next_multiple_of(T::STEP) * WIDTH;
+        transpose::<O, _>(isa, (rows, dh), key, &mut self.keys, &mut self.row);
+        let stride = rows.next_multiple_of(O::STEP) * WIDTH;
         self.values.clear();
         self.values
             .resize(dh.div_ceil(WIDTH) * stride, T::default());
         self.row.resize(dh, T::default());
         for j in 0..rows {
-            T::round(isa, value(j), &mut self.row);
+            O::round(isa, value(j), &mut self.row);
             for (panel, part) in self.row.chunks(WIDTH).enumerate() {
-                let to = &mut self.values[panel * stride + T::place(j, 0)..];
-                for (to, &v) in to.iter_mut().step_by(T::STEP).zip(part) {
+                let to = &mut self.values[panel * stride + O::place(j, 0)..];
+                for (to, &v) in to.iter_mut().step_by(O::STEP).zip(part) {
                     *to = v;
                 }
             }
@@ -114,14 +114,14 @@ impl<T: Operand> Packed<T> {
     }
 
     /// Packs `rows` relative positions.
-    pub(super) fn pack_positions<'a>(
+    pub(super) fn pack_positions<'a, O: Operands<Left = T, Right = T>>(
         &mut self,
         isa: Isa,
         rows: usize,
         dh: usize,
         position: impl Fn(usize) -> &'a [f32],
     ) {
-        transpose(
+        transpose::<O, _>(
             isa,
             (rows, dh),
             position,
@@ -148,23 +148,23 @@ impl<T: Operand> Packed<T> {
 }
 
 /// `out [rows / 16][dh][16]`, zeros past the last row and past an odd depth. `buffer` is for one row.
-fn transpose<'a, T: Operand>(
+fn transpose<'a, O: Operands<Left = T, Right = T>, T: Copy + Default>(
     isa: Isa,
     (rows, dh): (usize, usize),
     row: impl Fn(usize) -> &'a [f32],
     out: &mut Vec<T>,
     buffer: &mut Vec<T>,
 ) {
-    let depth = dh.next_multiple_of(T::STEP);
+    let depth = dh.next_multiple_of(O::STEP);
     out.clear();
     out.resize(rows.div_ceil(WIDTH) * depth * WIDTH, T::default());
     buffer.resize(depth, T::default());
     for (panel, out) in out.chunks_exact_mut(depth * WIDTH).enumerate() {
         for column in 0..WIDTH.min(rows - panel * WIDTH) {
-            T::round(isa, row(panel * WIDTH + column), buffer);
-            let steps = out[column * T::STEP..].chunks_mut(WIDTH * T::STEP);
-            for (out, step) in steps.zip(buffer.chunks_exact(T::STEP)) {
-                out[..T::STEP].copy_from_slice(step);
+            O::round(isa, row(panel * WIDTH + column), buffer);
+            let steps = out[column * O::STEP..].chunks_mut(WIDTH * O::STEP);
+            for (out, step) in steps.zip(buffer.chunks_exact(O::STEP)) {
+                out[..O::STEP].copy_from_slice(step);
             }
         }
     }

@@ -4,143 +4,16 @@
 use std::arch::x86_64::*;
 
 use super::interleaved::{Interleaved, panels_per_tile};
+use super::kinds::Kind;
 use super::{Call, Isa, MAX_PANELS, Target, WIDTH, rows_per_call};
 
 /// Weights that each panel is fetched ahead where all rows are one tile, which has read a panel before memory can bring the next: a depth of 64,
 /// 2 KiB of bf16 (Emerald Rapids, one row by four panels, of 28 GB/s: bf16 23 so, 18 when the tile fetched the next four, 20 when it fetched
 /// nothing; int8 26 to 29 so, 23 to 25 when it fetched 4 KiB ahead).
 const NEAR: usize = 64 * WIDTH;
-
-/// What a product multiplies. One step takes [`Kind::STEP`] values of the depth.
-pub(crate) trait Kind {
-    /// A value of the input.
-    type X: Copy;
-    /// A stored weight.
-    type W: Copy;
-    /// Sixteen columns of one step.
-    type Columns: Copy;
-    const STEP: usize;
-    /// Values of the input in a word of 32 bits, which is what a product takes at once.
-    const WORD: usize = 4 / size_of::<Self::X>();
-    /// Words of a step.
-    const WORDS: usize = Self::STEP / Self::WORD;
-    /// Whether sums are integers, which a scale makes floats.
-    const SCALED: bool = false;
-    /// Steps that share a cache line of a panel.
-    const STEPS_PER_LINE: usize = 64 / (Self::STEP * WIDTH * size_of::<Self::W>());
-
-    /// # Safety
-    /// AVX-512 must be there, and `16 · STEP` weights readable at `p`.
-    unsafe fn load(p: *const Self::W) -> Self::Columns;
-
-    /// `sums + x · w` for one of the words of a step. Integer sums travel as the bits of floats.
-    ///
-    /// # Safety
-    /// AVX-512 must be there, with what the kind multiplies by, and a word readable at `x`.
-    unsafe fn add(sums: __m512, x: *const Self::X, w: Self::Columns, word: usize) -> __m512;
-}
-
-/// f32 by f32, one multiply-add for each value of the depth.
-pub(crate) struct Single;
-
-impl Kind for Single {
-    type X = f32;
-    type W = f32;
-    type Columns = __m512;
-    const STEP: usize = 1;
-
-    #[inline(always)]
-    unsafe fn load(p: *const f32) -> __m512 {
-        // SAFETY: by the caller's promise.
-        unsafe { _mm512_loadu_ps(p) }
-    }
-
-    #[inline(always)]
-    unsafe fn add(sums: __m512, x: *const f32, w: __m512, _: usize) -> __m512 {
-        // SAFETY: by the caller's promise.
-        unsafe { _mm512_fmadd_ps(_mm512_set1_ps(*x), w, sums) }
-    }
-}
-
-/// Pairs of bf16, whose bits are in `u16`.
-pub(crate) struct Bf16;
-
-impl Kind for Bf16 {
-    type X = u16;
-    type W = u16;
-    type Columns = __m512bh;
-    const STEP: usize = 2;
-
-    #[inline(always)]
-    unsafe fn load(p: *const u16) -> __m512bh {
-        // SAFETY: by the caller's promise; both are 64 bytes in which every pattern is a value.
-        unsafe { std::mem::transmute(_mm512_loadu_si512(p.cast())) }
-    }
-
-    #[inline(always)]
-    unsafe fn add(sums: __m512, x: *const u16, w: __m512bh, _: usize) -> __m512 {
-        // SAFETY: by the caller's promise; the cast is as above.
-        unsafe {
-            let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
-            _mm512_dpbf16_ps(sums, std::mem::transmute::<__m512i, __m512bh>(x), w)
-        }
-    }
-}
-
-/// f32 by pairs of bf16 that are widened, two multiply-adds for each.
-pub(super) struct Widened;
-
-impl Kind for Widened {
-    type X = f32;
-    type W = u16;
-    type Columns = [__m512; 2];
-    const STEP: usize = 2;
-
-    #[inline(always)]
-    unsafe fn load(p: *const u16) -> [__m512; 2] {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            let words = _mm512_loadu_si512(p.cast());
-            let high = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
-            [
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)),
-                _mm512_castsi512_ps(high),
-            ]
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn add(sums: __m512, x: *const f32, w: [__m512; 2], word: usize) -> __m512 {
-        // SAFETY: by the caller's promise.
-        unsafe { _mm512_fmadd_ps(_mm512_set1_ps(*x), w[word], sums) }
-    }
-}
-
-/// Pairs of 16-bit integers by int8.
-pub(super) struct Integer;
-
-impl Kind for Integer {
-    type X = i16;
-    type W = i8;
-    type Columns = __m512i;
-    const STEP: usize = 2;
-    const SCALED: bool = true;
-
-    #[inline(always)]
-    unsafe fn load(p: *const i8) -> __m512i {
-        // SAFETY: by the caller's promise.
-        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast())) }
-    }
-
-    #[inline(always)]
-    unsafe fn add(sums: __m512, x: *const i16, w: __m512i, _: usize) -> __m512 {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
-            _mm512_castsi512_ps(_mm512_dpwssd_epi32(_mm512_castps_si512(sums), x, w))
-        }
-    }
-}
+/// The same in bytes where the tile's rows lie together (Emerald Rapids, 16 rows of int8 in a loop by itself, two runs: 14 to 17 GB/s 1 KiB ahead, 16 to
+/// 18 so; 19 to 21 where each line is asked for once and not twice; 2 to 8 KiB did not differ).
+const FAR_BYTES: usize = 4096;
 
 /// The panels of a call, and those that are likely to come after them.
 #[derive(Clone, Copy)]
@@ -173,10 +46,10 @@ impl<'a, W> Side<'a, W> {
         }
     }
 
-    /// What the only tile of a call fetches.
-    fn near(&self) -> [*const W; MAX_PANELS] {
+    /// What the only tile of a call fetches: its own panels, so many weights ahead.
+    fn near(&self, distance: usize) -> [*const W; MAX_PANELS] {
         match self.connected {
-            true => (self.panels).map(|b| b.as_ptr().wrapping_add(NEAR)),
+            true => (self.panels).map(|b| b.as_ptr().wrapping_add(distance)),
             false => self.next,
         }
     }
@@ -252,7 +125,11 @@ pub(crate) fn run<K: Kind>(
             scales: stretches.map_or(std::ptr::null(), |s| s.scales[row..].as_ptr()),
             scale_stride: rows,
             fresh: call.fresh,
-            ahead: if alone { b.near() } else { b.ahead(i, calls) },
+            ahead: if alone {
+                b.near(NEAR)
+            } else {
+                b.ahead(i, calls)
+            },
             // Where two steps share a line they fetch from two panels each.
             all_ahead: alone && K::STEPS_PER_LINE == 1,
         };
@@ -299,7 +176,10 @@ pub(super) fn run_interleaved<K: Kind>(
             scales: stretches.map_or(std::ptr::null(), |s| s.scales[row..].as_ptr()),
             scale_stride: rows,
             fresh,
-            ahead: if tiles == 1 { b.near() } else { b.turn(i) },
+            ahead: match tiles {
+                1 => b.near(FAR_BYTES / size_of::<K::W>()),
+                _ => b.turn(i),
+            },
             all_ahead: false,
         };
         // SAFETY: as above.
@@ -418,28 +298,26 @@ impl<K: Kind> Corner<K> {
                 true => (K::WORD, R * K::WORD),
                 false => (self.row_stride, K::WORD),
             };
-            loop {
-                let end = (done + self.stretch).min(self.steps);
-                for step in done..end {
-                    let at = step * K::STEP * WIDTH;
-                    let turn = step % K::STEPS_PER_LINE.min(2) * 2;
-                    if TOGETHER {
-                        for other in &ahead[..P] {
-                            _mm_prefetch::<_MM_HINT_T0>(other.wrapping_add(at).cast());
+            macro_rules! rows_behind {
+                ($a:expr, $w:expr, $i:expr, [$($r:literal)*]) => {
+                    $(if $r < R {
+                        for p in 0..P {
+                            c[$r][p] = K::add_behind::<{ 4 * $r }>(c[$r][p], $a, $w[p], $i);
                         }
-                    } else {
-                        for other in [turn, turn + 1] {
-                            _mm_prefetch::<_MM_HINT_T0>(ahead[other].wrapping_add(at).cast());
-                        }
-                    }
-                    if !TOGETHER && self.all_ahead {
-                        for other in [2, 3] {
-                            _mm_prefetch::<_MM_HINT_T0>(ahead[other].wrapping_add(at).cast());
-                        }
-                    }
+                    })*
+                };
+            }
+            macro_rules! products {
+                ($step:expr) => {
+                    let at = $step * K::STEP * WIDTH;
                     let w: [K::Columns; P] = std::array::from_fn(|p| K::load(b[p].add(at)));
                     // Word by word, so that sums wait for each other as little as possible.
                     for i in 0..K::WORDS {
+                        if TOGETHER {
+                            let a = a.add(i * word);
+                            rows_behind!(a, w, i, [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15]);
+                            continue;
+                        }
                         for r in 0..R {
                             for p in 0..P {
                                 c[r][p] = K::add(c[r][p], a.add(r * row + i * word), w[p], i);
@@ -451,6 +329,39 @@ impl<K: Kind> Corner<K> {
                         // The compiler would address operands by two registers, which Intel's CPUs take apart into one more operation for each product.
                         std::arch::asm!("/* {a} */", a = inout(reg) a, options(nomem, nostack, preserves_flags));
                     }
+                };
+            }
+            loop {
+                let end = (done + self.stretch).min(self.steps);
+                let mut step = done;
+                if TOGETHER {
+                    // All steps of a panel's cache line, so that it is asked for once.
+                    while step + K::STEPS_PER_LINE <= end {
+                        let line = step * K::STEP * WIDTH;
+                        for other in &ahead[..P] {
+                            _mm_prefetch::<_MM_HINT_T0>(other.wrapping_add(line).cast());
+                        }
+                        for _ in 0..K::STEPS_PER_LINE {
+                            products!(step);
+                            step += 1;
+                        }
+                    }
+                }
+                while step < end {
+                    if !TOGETHER {
+                        let at = step * K::STEP * WIDTH;
+                        let turn = step % K::STEPS_PER_LINE.min(2) * 2;
+                        for other in [turn, turn + 1] {
+                            _mm_prefetch::<_MM_HINT_T0>(ahead[other].wrapping_add(at).cast());
+                        }
+                        if self.all_ahead {
+                            for other in [2, 3] {
+                                _mm_prefetch::<_MM_HINT_T0>(ahead[other].wrapping_add(at).cast());
+                            }
+                        }
+                    }
+                    products!(step);
+                    step += 1;
                 }
                 if K::SCALED {
                     let first = self.fresh && done == 0;

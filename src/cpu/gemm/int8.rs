@@ -9,7 +9,7 @@
 
 use super::{Accumulators, Input, Isa, Level, WIDTH};
 #[cfg(target_arch = "x86_64")]
-use super::{Call, Target, avx512, interleaved};
+use super::{Call, Target, avx512, interleaved, kinds};
 use crate::cpu::isa::per_isa;
 
 /// Depth that shares one scale.
@@ -201,7 +201,7 @@ impl Rows {
         };
         let b = avx512::Side::strided(b, count, size, count * size);
         let out = Target::accumulators(acc);
-        avx512::run::<avx512::Integer>(isa, &call, Some(stretches), b, out);
+        avx512::run::<kinds::Integer>(isa, &call, Some(stretches), b, out);
     }
 
     /// The same of rows that lie together.
@@ -247,7 +247,7 @@ impl Rows {
                 let b = avx512::Side::strided(b, panels, size, next);
                 let out = Target::accumulators(&mut acc[panel..]);
                 let (b, out) = ((b, panels), (out, first == 0));
-                avx512::run_interleaved::<avx512::Integer>(isa, x, Some(stretches), b, out);
+                avx512::run_interleaved::<kinds::Integer>(isa, x, Some(stretches), b, out);
             }
         }
     }

@@ -18,6 +18,8 @@ mod int8;
 mod int8_avx2;
 #[cfg(target_arch = "x86_64")]
 mod interleaved;
+#[cfg(target_arch = "x86_64")]
+mod kinds;
 mod panels;
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -26,9 +28,11 @@ mod tiles;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use amx::{REGISTER_PRODUCTS, register_products};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::{Bf16, Side, Single, round_to_bf16, run as run_avx512};
+pub(crate) use avx512::{Side, round_to_bf16, run as run_avx512};
 #[cfg(target_arch = "x86_64")]
 use interleaved::{SQUARE_ROWS, STRIDED_ROWS};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use kinds::{Bf16, Single, Widened};
 pub(crate) use panels::{Panels, Row, Stored, WIDTH};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use tiles::Hardware;
@@ -291,7 +295,7 @@ impl Job<'_> {
                 Values::Pairs(b) if together => {
                     let rows = (input, span.rows);
                     let x = workspace.together.load(isa, name, &self.x, rows);
-                    self.accumulate_together::<avx512::Widened>(isa, b, x, range, acc);
+                    self.accumulate_together::<Widened>(isa, b, x, range, acc);
                 }
                 Values::F32(b) => {
                     let run = |call: &Call<'_>, b: &[f32], out: Target<'_>| call.run(isa, b, out);
@@ -306,7 +310,7 @@ impl Job<'_> {
                     self.accumulate(b, (input, span.rows), range, acc, |call, b, out| {
                         let next = call.panels * call.panel_stride;
                         let b = avx512::Side::strided(b, call.panels, call.panel_stride, next);
-                        avx512::run::<avx512::Widened>(isa, call, None, b, out);
+                        avx512::run::<Widened>(isa, call, None, b, out);
                     });
                 }
                 #[cfg(target_arch = "x86_64")]
@@ -383,7 +387,7 @@ impl Job<'_> {
 
     /// The same of rows that lie together.
     #[cfg(target_arch = "x86_64")]
-    fn accumulate_together<K: avx512::Kind<X = f32>>(
+    fn accumulate_together<K: kinds::Kind<X = f32>>(
         &self,
         isa: Isa,
         b: &[K::W],
@@ -540,7 +544,7 @@ impl Element for f32 {
     fn run_avx512(isa: Isa, call: &Call<'_>, b: &[Self], out: Target<'_>) {
         let next = call.panels * call.panel_stride;
         let b = avx512::Side::strided(b, call.panels, call.panel_stride, next);
-        avx512::run::<avx512::Single>(isa, call, None, b, out);
+        avx512::run::<Single>(isa, call, None, b, out);
     }
 }
 /// At this level only bf16 of odd depths is stored so; see [`Stored`].
