@@ -15,6 +15,8 @@ import subprocess
 import sys
 import time
 
+from tinyvoice.teachers import TAUGHT
+
 HERE = pathlib.Path(__file__).parent
 UNFINISHED = 75
 # glibc would give large blocks back and fault their pages in again at every step: a sixth of the flow's time on a CPU
@@ -22,6 +24,7 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(
 SPEAKERS = ("heart=40,heart@0.84=1.5,heart@1.14=1.5,heart@0.88^0.72=1.5,joe=2,kumo=0.5,alpha=0.5,gongitsune=0.3,tebukuro=0.3,"
             "gongitsune+kumo=0.2,alpha+tebukuro=0.2,joe@0.9=0.3,joe@1.12=0.3,joe@1.2=0.3,"
             "kumo@0.92=0.2,kumo@1.12=0.2,alpha@0.88=0.2,alpha@1.08=0.2,gongitsune@0.94=0.2,tebukuro@1.08=0.2"
+            + "".join(f",{name}=0.05" for name in TAUGHT if "_" in name)
             + "".join(f",heart#{number}=0.05" for number in range(150)))
 FLITE_SPEAKERS = ",slt=0.4,rms=0.4,awb=0.4,slt@0.88=0.2,slt@1.13=0.2,rms@0.9=0.2,rms@1.15=0.2,awb@1.12=0.2,awb@0.9=0.2"
 DRAWN = "".join(f",kokoro#{number}=0.03" for number in range(40)) + "".join(
@@ -104,7 +107,7 @@ def main():
     plan = Plan(args.parse_args())
     paths = ("--data", plan.data, "--ckpt", plan.ckpt)
     prepare(plan)
-    vocoder = plan.train("vocoder")
+    vocoder = plan.train("vocoder", "--evenly", 0.6)
     ready = plan.finish(plan.train("tokenizer"), plan.train("speaker"))
     if ready:
         plan.finish(plan.start("tokens", "make_tokens.py", *paths, "--device", plan.args.device))

@@ -1,6 +1,7 @@
 """What the trainers promise beside their losses."""
 import argparse
 import collections
+import copy
 import os
 import pathlib
 import random
@@ -21,6 +22,7 @@ from tinyvoice.corpus import Corpus, ShardWriter, trained_on, with_features
 from tinyvoice.models.discriminators import Discriminators
 from tinyvoice.models.flow import Flow
 from tinyvoice.models.hift import HiftGenerator
+from tinyvoice.muon import Muon, orthogonal
 from tinyvoice.training import Run, clipped_step, setup
 from train_flow import Means, spread
 from train_vocoder import crops
@@ -370,6 +372,38 @@ class Together(unittest.TestCase):
                 for parameter, gradient in zip(alone.parameters(), gradients):
                     parameter -= rate * gradient
         torch.testing.assert_close(dict(first["model"]), dict(alone.state_dict()))
+
+
+class Muons(unittest.TestCase):
+    def test_no_direction_waits_for_the_strong_ones(self):
+        torch.manual_seed(0)
+        for shape in ((20, 60), (60, 20)):
+            uneven = torch.randn(shape[0], 20) @ torch.diag(0.7 ** torch.arange(20.0)) @ torch.randn(20, shape[1])
+            sizes = torch.linalg.svdvals(orthogonal(uneven))
+            self.assertGreater(float(sizes[:12].min()), 0.6)
+            self.assertLess(float(sizes.max()), 1.3)
+
+    def test_matrices_go_its_way_and_the_rest_that_of_adam(self):
+        torch.manual_seed(0)
+        weight, bias, other = (torch.nn.Parameter(torch.randn(shape)) for shape in ((6, 8, 3), (6,), (6,)))
+        alone = torch.nn.Parameter(bias.detach().clone())
+        muon = Muon([weight], [bias, other], lr=0.01, betas=(0.9, 0.98), weight_decay=0.0)
+        adam = torch.optim.AdamW([alone], lr=0.01, betas=(0.9, 0.98), weight_decay=0.0)
+        before = weight.detach().clone()
+        weight.grad, bias.grad, alone.grad = torch.randn_like(weight), torch.full_like(bias, 0.3), torch.full_like(bias, 0.3)
+        muon.step(), adam.step()
+        torch.testing.assert_close(bias, alone)
+        moved = torch.linalg.svdvals((weight.detach() - before).flatten(1)) / (0.01 * 0.2 * 24 ** 0.5)
+        self.assertGreater(float(moved.min()), 0.6)
+        self.assertLess(float(moved.max()), 1.3)
+        again = Muon([torch.nn.Parameter(weight.detach().clone())], [alone, torch.nn.Parameter(other.detach().clone())], lr=0.5, betas=(0.9, 0.98),
+                     weight_decay=0.0)
+        again.load_state_dict(copy.deepcopy(muon.state_dict()))
+        for optimizer, parameters in ((muon, (weight, bias)), (again, (again.matrices[0], alone))):
+            parameters[0].grad, parameters[1].grad = torch.ones_like(weight), torch.ones_like(bias)
+            optimizer.step()
+        torch.testing.assert_close(again.matrices[0], weight)
+        torch.testing.assert_close(alone, bias)
 
 
 class Begin(unittest.TestCase):

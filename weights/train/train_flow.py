@@ -20,6 +20,7 @@ from tinyvoice.alignment import evenly
 from tinyvoice.config import DIMS, MEL_BINS, SPK_DIM
 from tinyvoice.corpus import Corpus, trained_on, with_features
 from tinyvoice.models.flow import Flow
+from tinyvoice.muon import Muon
 from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
 
 SILENT = -11.5     # log mel
@@ -92,6 +93,7 @@ def main():
     parser.add_argument("--helpers-first", type=int, default=0, metavar="STEPS",
                         help="with --begin: train the reader alone so long")
     parser.add_argument("--main", metavar="SPEAKER", help="the encoder's mean is to be the mel of this speaker, whoever speaks")
+    parser.add_argument("--muon", action="store_true", help="step the estimator's matrices by Muon")
     parser.add_argument("--shares", default="", help="SPEAKER=SHARE of the utterances, comma between; the others share the rest")
     args = parser.parse_args()
     device = setup(args)
@@ -109,7 +111,10 @@ def main():
     reader = torch.nn.Sequential(torch.nn.Conv1d(MEL_BINS, READER_WIDTH, 5, padding=2), torch.nn.GELU(),
                                  torch.nn.Conv1d(READER_WIDTH, max(1, len(names)), 1)).to(device)
     parameters = [*model.parameters(), *reader.parameters()]
-    optimizer = torch.optim.AdamW(parameters, args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    matrices = [p for p in model.decoder.estimator.parameters() if p.ndim > 1] if args.muon else []
+    others = [p for p in parameters if not any(p is matrix for matrix in matrices)]
+    kind = functools.partial(Muon, matrices) if args.muon else torch.optim.AdamW
+    optimizer = kind(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     run = Run("flow", args, {"model": model, "reader": reader}, {"model": optimizer})
     if run.step == 0 and (args.voices_anew or not args.begin) and len(speakers.means) > 1:
         spread(model.spk_embed_affine_layer, speakers.means)

@@ -86,7 +86,7 @@ class Flow(nn.Module):
         share = torch.rand(batch, device=mel.device) * most * (cloned | (torch.rand(batch, device=mel.device) < 0.5))
         given = torch.arange(time, device=mel.device)[None] < (share * 2 * lengths).long()[:, None]
         condition = prompt * given[:, None]
-        t = torch.rand(batch, 1, 1, device=mel.device)
+        t = 1 - torch.cos(torch.rand(batch, 1, 1, device=mel.device) * 0.5 * math.pi)     # as the steps of `solve` are spaced
         noise = torch.randn_like(mel)
         x = (1 - (1 - SIGMA_MIN) * t) * noise + t * mel
         kept = torch.rand(batch, 1, 1, device=mel.device) > TRAIN_CFG_RATE
