@@ -38,7 +38,7 @@ class Listener(nn.Module):
         self.lstm, self.linear = nn.LSTM(BINS, 256, 3, batch_first=True), nn.Linear(256, 256)
         found = importlib.util.find_spec("resemblyzer")
         if found is None:
-            raise SystemExit("the package resemblyzer is missing: pip install --no-deps -r requirements-alone.txt")
+            raise ModuleNotFoundError("the package resemblyzer is missing: pip install --no-deps -r requirements-alone.txt")
         state = torch.load(pathlib.Path(found.origin).parent / "pretrained.pt", map_location="cpu", weights_only=True)
         self.load_state_dict({k: v for k, v in state["model_state"].items() if not k.startswith("similarity")})
         self.register_buffer("filters", slaney_filters(PROMPT_RATE, WINDOW, BINS, 0, PROMPT_RATE / 2), persistent=False)

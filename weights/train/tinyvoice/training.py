@@ -125,7 +125,8 @@ class Run:
         started = saved = time.time()
         before, first = self.seconds, self.step
         while self._goes_on():
-            seed = self.args.seed * 1_000_003 + self.step + 1_000_000_007 * rank()      # a resumed run draws what an unbroken one would
+            # a resumed run draws what an unbroken one would
+            seed = self.args.seed * 1_000_003 + self.step + 1_000_000_007 * rank()
             random.seed(seed), np.random.seed(seed % 2 ** 32), torch.manual_seed(seed)
             for optimizer in self.optimizers.values():
                 for group in optimizer.param_groups:
@@ -175,6 +176,8 @@ def setup(args):
     all_f32 = args.f32
     torch.set_num_threads(args.threads)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if args.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         together.init_process_group("gloo" if args.device == "cpu" else "nccl")
     torch.manual_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = True
