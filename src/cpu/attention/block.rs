@@ -4,7 +4,8 @@ use super::super::Isa;
 use super::super::gemm::{Call, MAX_PANELS, Target, WIDTH};
 use super::super::isa::per_isa;
 use super::super::math::exp;
-use super::{Operands, Pages};
+use super::Pages;
+use super::operand::{Operands, Rounded};
 
 /// Relative positions of a block whose rows are consecutive queries.
 #[derive(Clone, Copy)]
@@ -51,7 +52,7 @@ fn grow<T: Copy + Default>(v: &mut Vec<T>, n: usize) {
     }
 }
 
-impl<X: Copy + Default> Block<X> {
+impl<X: Rounded> Block<X> {
     /// Empties the block for heads of `dh` values.
     pub(super) fn start<O: Operands<Left = X>>(&mut self, dh: usize) {
         self.dh = dh;
@@ -75,7 +76,7 @@ impl<X: Copy + Default> Block<X> {
         let add = |scaled: &[f32], to: &mut Vec<X>| {
             let first = to.len();
             to.resize(first + depth, X::default());
-            O::round(isa, scaled, &mut to[first..]);
+            X::round(isa, scaled, &mut to[first..]);
         };
         self.scaled.clear();
         match biases {
@@ -125,7 +126,7 @@ impl<X: Copy + Default> Block<X> {
         for (row, &count) in self.counts.iter().enumerate() {
             let scores = &mut self.scores[row * stride..][..keys];
             self.inverse.push(softmax(isa, scores, count));
-            O::round(isa, scores, &mut self.weights[row * padded..][..padded]);
+            X::round(isa, scores, &mut self.weights[row * padded..][..padded]);
         }
         self.weighted_sums::<O>(isa, pages, (keys, padded));
     }

@@ -22,7 +22,7 @@ use crate::backend::{Attention, AttnPlan, KvShape, Masks, RelPos, Result};
 use crate::tensor::{Segments, Tensor};
 use block::{Block, Distances};
 use cache::Kept;
-use operand::{Exact, Operands, WidenedRows};
+use operand::{Exact, Operands, Rounded, WidenedRows};
 #[cfg(target_arch = "x86_64")]
 use operand::{Pairs, WidenedPairs};
 use pages::{Packed, Pages};
@@ -228,7 +228,7 @@ struct Inside<'a> {
 
 impl Inside<'_> {
     /// One head of sequence `b`.
-    fn head<O: Operands<Left = T, Right = T>, T: Copy + Default>(
+    fn head<O: Operands<Left = T, Right = T>, T: Rounded>(
         &self,
         isa: Isa,
         (b, head): (usize, usize),

@@ -7,17 +7,37 @@ use super::super::gemm::{Call, Target, WIDTH};
 #[cfg(target_arch = "x86_64")]
 use super::super::isa::Level;
 
+/// What a value of f32 becomes before it is multiplied.
+pub(super) trait Rounded: Copy + Default {
+    /// `out = x`, rounded; the rest of `out` is zero.
+    fn round(isa: Isa, x: &[f32], out: &mut [Self]);
+}
+
+impl Rounded for f32 {
+    fn round(_isa: Isa, x: &[f32], out: &mut [f32]) {
+        let (values, rest) = out.split_at_mut(x.len());
+        values.copy_from_slice(x);
+        rest.fill(0.0);
+    }
+}
+
+/// The bits of bf16.
+#[cfg(target_arch = "x86_64")]
+impl Rounded for u16 {
+    fn round(isa: Isa, x: &[f32], out: &mut [u16]) {
+        round_to_bf16(isa, x, out);
+        out[x.len()..].fill(0);
+    }
+}
+
 /// A way to multiply: queries and weights of a softmax on the left, panels of keys and of values on the right.
 pub(super) trait Operands {
     /// A value on the left.
-    type Left: Copy + Default;
+    type Left: Rounded;
     /// A value of a panel.
     type Right: Copy + Default;
     /// Of what a product sums over, so many values lie side by side on both sides.
     const STEP: usize;
-
-    /// `out = x`, rounded; the rest of `out` is zero.
-    fn round(isa: Isa, x: &[f32], out: &mut [Self::Left]);
 
     /// `out (+)= a b`, panels by themselves; `next` are those that will come after them.
     fn multiply(
@@ -42,10 +62,6 @@ impl Operands for Exact {
     type Right = f32;
     const STEP: usize = 1;
 
-    fn round(_isa: Isa, x: &[f32], out: &mut [f32]) {
-        copy(x, out);
-    }
-
     fn multiply(isa: Isa, call: &Call<'_>, b: &[&[f32]], next: &[&[f32]], out: Target<'_>) {
         #[cfg(target_arch = "x86_64")]
         if isa.level() == Level::Avx512 {
@@ -63,10 +79,6 @@ impl Operands for WidenedRows {
     type Left = f32;
     type Right = u16;
     const STEP: usize = 1;
-
-    fn round(_isa: Isa, x: &[f32], out: &mut [f32]) {
-        copy(x, out);
-    }
 
     fn multiply(isa: Isa, call: &Call<'_>, b: &[&[u16]], _next: &[&[u16]], out: Target<'_>) {
         panel_by_panel(call, b, out, |call, b, out| call.run(isa, b, out));
@@ -87,10 +99,6 @@ impl Operands for WidenedPairs {
     type Right = u16;
     const STEP: usize = 2;
 
-    fn round(_isa: Isa, x: &[f32], out: &mut [f32]) {
-        copy(x, out);
-    }
-
     fn multiply(isa: Isa, call: &Call<'_>, b: &[&[u16]], next: &[&[u16]], out: Target<'_>) {
         run_avx512::<Widened>(isa, call, None, Side::scattered(b, next), out);
     }
@@ -106,21 +114,9 @@ impl Operands for Pairs {
     type Right = u16;
     const STEP: usize = 2;
 
-    fn round(isa: Isa, x: &[f32], out: &mut [u16]) {
-        round_to_bf16(isa, x, out);
-        out[x.len()..].fill(0);
-    }
-
     fn multiply(isa: Isa, call: &Call<'_, u16>, b: &[&[u16]], next: &[&[u16]], out: Target<'_>) {
         run_avx512::<Bf16>(isa, call, None, Side::scattered(b, next), out);
     }
-}
-
-/// `out = x`, zeros behind it.
-fn copy(x: &[f32], out: &mut [f32]) {
-    let (values, rest) = out.split_at_mut(x.len());
-    values.copy_from_slice(x);
-    rest.fill(0.0);
 }
 
 /// Calls `run` for one panel after the other.

@@ -2,7 +2,8 @@
 
 use super::super::Isa;
 use super::super::gemm::WIDTH;
-use super::{KvCache, Operands};
+use super::KvCache;
+use super::operand::{Operands, Rounded};
 
 /// Packed keys and values of one head, in pages of `size` positions: keys `[size / 16][Dh][16]`, values `[Dh / 16][size][16]`, where steps of
 /// more than one value are kept together.
@@ -86,7 +87,7 @@ pub(super) struct Packed<T> {
     row: Vec<T>,
 }
 
-impl<T: Copy + Default> Packed<T> {
+impl<T: Rounded> Packed<T> {
     /// Packs `rows` keys and values of `dh` values.
     pub(super) fn pack<'a, O: Operands<Left = T, Right = T>>(
         &mut self,
@@ -103,7 +104,7 @@ impl<T: Copy + Default> Packed<T> {
             .resize(dh.div_ceil(WIDTH) * stride, T::default());
         self.row.resize(dh, T::default());
         for j in 0..rows {
-            O::round(isa, value(j), &mut self.row);
+            T::round(isa, value(j), &mut self.row);
             for (panel, part) in self.row.chunks(WIDTH).enumerate() {
                 let to = &mut self.values[panel * stride + O::place(j, 0)..];
                 for (to, &v) in to.iter_mut().step_by(O::STEP).zip(part) {
@@ -148,7 +149,7 @@ impl<T: Copy + Default> Packed<T> {
 }
 
 /// `out [rows / 16][dh][16]`, zeros past the last row and past an odd depth. `buffer` is for one row.
-fn transpose<'a, O: Operands<Left = T, Right = T>, T: Copy + Default>(
+fn transpose<'a, O: Operands<Left = T, Right = T>, T: Rounded>(
     isa: Isa,
     (rows, dh): (usize, usize),
     row: impl Fn(usize) -> &'a [f32],
@@ -161,7 +162,7 @@ fn transpose<'a, O: Operands<Left = T, Right = T>, T: Copy + Default>(
     buffer.resize(depth, T::default());
     for (panel, out) in out.chunks_exact_mut(depth * WIDTH).enumerate() {
         for column in 0..WIDTH.min(rows - panel * WIDTH) {
-            O::round(isa, row(panel * WIDTH + column), buffer);
+            T::round(isa, row(panel * WIDTH + column), buffer);
             let steps = out[column * O::STEP..].chunks_mut(WIDTH * O::STEP);
             for (out, step) in steps.zip(buffer.chunks_exact(O::STEP)) {
                 out[..O::STEP].copy_from_slice(step);
