@@ -11,7 +11,10 @@ import unittest
 import unittest.mock
 
 import numpy as np
+import onnx
+import onnxruntime
 import torch
+from onnxruntime.quantization import quantize_dynamic
 
 import make_feats
 from make_audio import replay_shard, replayed
@@ -27,7 +30,7 @@ from tinyvoice.training import Run, clipped_step, setup
 from train_flow import Means, spread
 from train_vocoder import crops
 from tinyvoice.phonetic import token_of
-from tinyvoice.teachers import Replay, Timbre, drawn_mix
+from tinyvoice.teachers import Replay, Timbre, drawn_mix, in_float
 from train_tokenizer import as_others, collapsed, digit_losses, misread, wanted
 
 
@@ -109,6 +112,30 @@ class Timbres(unittest.TestCase):
             spectrum = timbre.spectrum(peak) - timbre.colour
             self.assertTrue(0.65 < spectrum.argmax() / 62.5 < 1.5)
             self.assertLessEqual(float(spectrum.max()), 1e-5)
+
+
+class InFloat(unittest.TestCase):
+    def test_rounded_weights_and_biases_are_kept_and_inputs_are_not_rounded(self):
+        rng = np.random.default_rng(0)
+        draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+        info = lambda name, *shape: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        x, parts = draw(1, 4, 30), {"w": draw(6, 4, 3), "b": draw(6), "m": draw(28, 5)}
+        nodes = [onnx.helper.make_node("Conv", ["x", "w", "b"], ["y"]), onnx.helper.make_node("MatMul", ["y", "m"], ["z"])]
+        graph = onnx.helper.make_graph(nodes, "g", [info("x", 1, 4, 30)], [info("z", 1, 6, 5)],
+                                       [onnx.numpy_helper.from_array(value, name) for name, value in parts.items()])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder)
+            onnx.save(model, path / "wide.onnx")
+            quantize_dynamic(path / "wide.onnx", path / "int8.onnx")
+            rounded = onnx.load(path / "int8.onnx")
+        run = lambda m: onnxruntime.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        exact, as_int8 = run(model), run(rounded)
+        in_float(rounded)
+        self.assertFalse([n.op_type for n in rounded.graph.node if "Integer" in n.op_type or "Quantize" in n.op_type])
+        error = lambda out: float(np.abs(out - exact).max() / np.abs(exact).max())
+        self.assertLess(error(run(rounded)), 0.02)
+        self.assertLess(error(run(rounded)), error(as_int8))
 
 
 class Drawn(unittest.TestCase):

@@ -125,11 +125,46 @@ class Replay:
         return out * (np.abs(audio).max() / max(np.abs(out).max(), 1e-6))
 
 
+def in_float(model):
+    """Makes the products of an ONNX model whose weights are int8, and whose inputs are rounded to int8 as it runs, products of f32: the
+    rounded weights remain, the inputs are what they are, at scale 1. It takes half the time on CPUs that are fast in f32."""
+    import onnx
+    graph = model.graph
+    weights = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+    wide, nodes = {}, []
+    for node in graph.node:
+        kind, inputs = node.op_type, list(node.input)
+        if kind == "DynamicQuantizeLinear":
+            wide[node.output[1]] = np.float32(1.0)
+            kind, inputs = "Identity", inputs[:1]
+        elif kind in ("ConvInteger", "MatMulInteger"):
+            weight, zero = inputs[1], inputs[3]
+            wide[f"{weight}.float"] = weights[weight].astype(np.float32) - np.float32(weights[zero])
+            kind, inputs = kind.removesuffix("Integer"), [inputs[0], f"{weight}.float"]
+        elif kind in ("Cast", "Floor") and "bias_quant" in node.output[0]:
+            kind = "Identity"
+        if kind == node.op_type:
+            nodes.append(node)
+            continue
+        outputs = node.output[:1] if kind == "Identity" else node.output
+        nodes.append(onnx.helper.make_node(kind, inputs, outputs, node.name))
+        if kind != "Identity":
+            nodes[-1].attribute.extend(node.attribute)
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    kept = [i for i in graph.initializer if i.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in wide.items() if name in used)
+
+
 def session_of(path, *told):
     """The ONNX model at `path`, for one thread, with these of its tensors among the outputs."""
     import onnx
     import onnxruntime
     model = onnx.load(str(path))
+    in_float(model)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in told)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -104,10 +104,10 @@ class SourceModule(nn.Module):
         self.l_linear.requires_grad_(False)
 
     def sines(self, f0):
-        """[B, N] -> [B, N, harmonics + 1]; the phase is summed at frame rate and interpolated linearly."""
+        """[B, N] -> [B, N, harmonics + 1]; the phase is summed at frame rate and interpolated linearly. Upstream multiplies at sample
+        rate and reads the middle of each frame, in which f0 is constant: the same."""
         multiples = torch.arange(1, self.harmonics + 2, device=f0.device, dtype=f0.dtype)
-        turns = (f0[..., None] * multiples / SAMPLE_RATE) % 1
-        frames = F.interpolate(turns.transpose(1, 2), scale_factor=1 / self.scale, mode="linear")
+        frames = (f0[:, None, self.scale // 2::self.scale] * multiples[:, None] / SAMPLE_RATE) % 1
         phase = torch.cumsum(frames, dim=2) * (2 * math.pi)
         phase = F.interpolate(phase * self.scale, scale_factor=self.scale, mode="linear")
         return torch.sin(phase).transpose(1, 2) * SINE_AMPLITUDE
