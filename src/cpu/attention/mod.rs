@@ -24,7 +24,7 @@ use block::{Block, Distances};
 use cache::Kept;
 use operand::{Exact, Operands, Rounded, WidenedRows};
 #[cfg(target_arch = "x86_64")]
-use operand::{Pairs, WidenedPairs};
+use operand::{Pairs, Tiled, WidenedPairs};
 use pages::{Packed, Pages};
 
 thread_local! {
@@ -36,8 +36,9 @@ thread_local! {
 
 type Work<T> = (Packed<T>, Block<T>);
 
-/// Query rows of a block inside a sequence.
+/// Query rows of a block inside a sequence: whole tiles of every kernel but that of tile registers, and of that.
 const BLOCK_QUERIES: usize = 24;
+const BLOCK_QUERIES_TILED: usize = 32;
 /// Query rows (positions times heads of a group) of a block over the cache.
 const BLOCK_CACHE_QUERIES: usize = 48;
 
@@ -162,8 +163,10 @@ impl Attention for Cpu {
             let (b, head) = (task / heads, task % heads);
             #[cfg(target_arch = "x86_64")]
             if self.isa.multiplies_bf16() && self.options.weights != WeightPrecision::F32 {
-                return WORK_BF16
-                    .with_borrow_mut(|work| job.head::<Pairs, _>(self.isa, (b, head), work));
+                return WORK_BF16.with_borrow_mut(|work| match self.isa.has_tiles() {
+                    true => job.head::<Tiled, _>(self.isa, (b, head), work),
+                    false => job.head::<Pairs, _>(self.isa, (b, head), work),
+                });
             }
             WORK.with_borrow_mut(|work| job.head::<Exact, _>(self.isa, (b, head), work));
         });
@@ -254,8 +257,12 @@ impl Inside<'_> {
             packed.pack_positions::<O>(isa, rows, dh, |e| &rel.p.row(first + e)[at..at + dh]);
             (&rel.u.data()[at..at + dh], &rel.v.data()[at..at + dh])
         });
-        for start in (past..range.len()).step_by(BLOCK_QUERIES) {
-            let end = (start + BLOCK_QUERIES).min(range.len());
+        let queries = match isa.has_tiles() {
+            true => BLOCK_QUERIES_TILED,
+            false => BLOCK_QUERIES,
+        };
+        for start in (past..range.len()).step_by(queries) {
+            let end = (start + queries).min(range.len());
             block.start::<O>(dh);
             for i in start..end {
                 let q = &qkv.row(range.start + i)[at..at + dh];

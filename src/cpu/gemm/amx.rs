@@ -3,18 +3,48 @@
 //! Panels of pairs are what the second operand of `tdpbf16ps` has to be: 16 lines of 16 pairs. A row's sums do not depend on the rows
 //! beside it, so all products of a process take this way or none does.
 
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
 use super::tiles::{LANES, ROWS, Shape, Tiles};
-use super::{Call, Isa, MAX_PANELS, Target, WIDTH};
+use super::{Call, Isa, Target, WIDTH};
 
 const _: () = assert!(WIDTH == LANES, "a line of a panel is a row of a register");
 
-/// `out (+)= a b`, in pairs of bf16; `call.depth` is rounded up to whole pairs, and `b` begins at the first panel.
-pub(super) fn run(tiles: &mut impl Tiles, call: &Call<'_, u16>, b: &[u16], out: Target<'_>) {
+/// Values of the depth that one step takes.
+pub(crate) const TILE_DEPTH: usize = 2 * LANES;
+/// Bytes that each panel is fetched ahead by the first rows that meet it: later rows find it in the cache.
+const AHEAD: usize = 2048;
+
+/// `out (+)= a b`, in pairs of bf16; `call.depth` is rounded up to whole pairs. Fastest where rows, panels and sums begin on cache lines.
+pub(crate) fn run(tiles: &mut impl Tiles, call: &Call<'_, u16>, b: &[&[u16]], out: Target<'_>) {
+    run_terms(tiles, call, [(call.a, b)], out);
+}
+
+/// The same of numbers that are sums of two bf16, but for the product of both low parts: `call.a` and `b` are the high ones.
+pub(super) fn run_split(
+    tiles: &mut impl Tiles,
+    call: &Call<'_, u16>,
+    low: &[u16],
+    (b, b_low): (&[&[u16]], &[&[u16]]),
+    out: Target<'_>,
+) {
+    run_terms(tiles, call, [(low, b), (call.a, b_low), (call.a, b)], out);
+}
+
+/// `out (+)= Σ a b` over the terms, each of the shape of `call`.
+fn run_terms<const TERMS: usize>(
+    tiles: &mut impl Tiles,
+    call: &Call<'_, u16>,
+    terms: [(&[u16], &[&[u16]]); TERMS],
+    out: Target<'_>,
+) {
     let pairs = call.depth.div_ceil(2);
-    let (rows, panels) = (call.rows, call.panels);
-    assert!((1..=MAX_PANELS).contains(&panels) && rows > 0 && pairs > 0);
-    assert!(call.a.len() >= (rows - 1) * call.row_stride + 2 * pairs);
-    assert!(b.len() >= (panels - 1) * call.panel_stride + 2 * pairs * WIDTH);
+    let (rows, panels) = (call.rows, terms[0].1.len());
+    assert!(panels > 0 && rows > 0 && pairs > 0);
+    for (a, b) in terms {
+        assert!(a.len() >= (rows - 1) * call.row_stride + 2 * pairs && b.len() == panels);
+        assert!(b.iter().all(|b| b.len() >= 2 * pairs * WIDTH));
+    }
     assert!(out.values.len() >= out.end(rows, panels));
     let whole = pairs / LANES * LANES;
     // A register's shape holds for all of a stretch: first whole steps, then what is left of the depth.
@@ -28,18 +58,18 @@ pub(super) fn run(tiles: &mut impl Tiles, call: &Call<'_, u16>, b: &[u16], out: 
             let second = (rows - row - first).min(ROWS);
             tiles.configure(Shape {
                 rows: [first, second.max(1)],
-                pairs: step,
+                words: step,
             });
             for panel in (0..panels).step_by(2) {
+                let two = panel + 1 < panels;
                 let corner = Corner {
-                    a: call.a[row * call.row_stride + 2 * stretch.start..]
-                        .as_ptr()
-                        .cast(),
+                    terms: terms.map(|(a, b)| {
+                        let a = a[row * call.row_stride + 2 * stretch.start..].as_ptr();
+                        let b = [panel, panel + usize::from(two)]
+                            .map(|p| b[p][2 * stretch.start * WIDTH..].as_ptr().cast());
+                        (a.cast(), b)
+                    }),
                     row_bytes: 2 * call.row_stride,
-                    b: b[panel * call.panel_stride + 2 * stretch.start * WIDTH..]
-                        .as_ptr()
-                        .cast(),
-                    panel_bytes: 2 * call.panel_stride,
                     steps: stretch.len() / step,
                     step_bytes: 4 * step,
                     out: out.values[row * out.row_stride + panel * out.panel_stride..]
@@ -48,36 +78,36 @@ pub(super) fn run(tiles: &mut impl Tiles, call: &Call<'_, u16>, b: &[u16], out: 
                     out_row_bytes: 4 * out.row_stride,
                     out_panel_bytes: 4 * out.panel_stride,
                     fresh: call.fresh && stretch.start == 0,
+                    fetch: row == 0,
                 };
                 // SAFETY: the assertions above cover every row and panel, and the shape every row of this corner.
-                unsafe { corner.run(tiles, second > 0, panel + 1 < panels) }
+                unsafe { corner.run(tiles, second > 0, two) }
             }
         }
     }
-    tiles.release();
 }
 
 /// Where a block of sums begins, and its input and weights. Distances are in bytes.
-struct Corner {
-    a: *const u8,
+struct Corner<const TERMS: usize> {
+    /// Input and two panels of each term.
+    terms: [(*const u8, [*const u8; 2]); TERMS],
     row_bytes: usize,
-    b: *const u8,
-    panel_bytes: usize,
     steps: usize,
     step_bytes: usize,
     out: *mut u8,
     out_row_bytes: usize,
     out_panel_bytes: usize,
     fresh: bool,
+    /// Whether the panels are yet to be fetched.
+    fetch: bool,
 }
 
-impl Corner {
+impl<const TERMS: usize> Corner<TERMS> {
     /// One or two blocks of rows, one or two panels.
     ///
     /// # Safety
     /// All of the input, the weights and the sums must be there, in the shape that is set.
     unsafe fn run(&self, tiles: &mut impl Tiles, two_blocks: bool, two_panels: bool) {
-        const LINE: usize = 4 * WIDTH;
         let below = self.out.wrapping_add(ROWS * self.out_row_bytes);
         let (right, both) = (self.out_panel_bytes, two_blocks && two_panels);
         // SAFETY: by the caller's promise; what is not there is not touched.
@@ -99,24 +129,31 @@ impl Corner {
                     tiles.load::<3>(below.wrapping_add(right), self.out_row_bytes);
                 }
             }
-            let (mut a, mut b) = (self.a, self.b);
-            for _ in 0..self.steps {
-                tiles.load::<6>(b, LINE);
-                tiles.load::<4>(a, self.row_bytes);
-                tiles.dot::<0, 4, 6>();
-                if two_panels {
-                    tiles.load::<7>(b.wrapping_add(self.panel_bytes), LINE);
-                    tiles.dot::<1, 4, 7>();
+            for step in 0..self.steps {
+                for (a, b) in self.terms {
+                    let a = a.wrapping_add(step * self.step_bytes);
+                    let b = b.map(|b| b.wrapping_add(step * self.step_bytes * WIDTH));
+                    if self.fetch {
+                        fetch(b[0], self.step_bytes / 4);
+                        if two_panels {
+                            fetch(b[1], self.step_bytes / 4);
+                        }
+                    }
+                    tiles.load::<6>(b[0], LINE);
+                    tiles.load::<4>(a, self.row_bytes);
+                    tiles.dot::<0, 4, 6>();
+                    if two_panels {
+                        tiles.load::<7>(b[1], LINE);
+                        tiles.dot::<1, 4, 7>();
+                    }
+                    if two_blocks {
+                        tiles.load::<5>(a.wrapping_add(ROWS * self.row_bytes), self.row_bytes);
+                        tiles.dot::<2, 5, 6>();
+                    }
+                    if both {
+                        tiles.dot::<3, 5, 7>();
+                    }
                 }
-                if two_blocks {
-                    tiles.load::<5>(a.wrapping_add(ROWS * self.row_bytes), self.row_bytes);
-                    tiles.dot::<2, 5, 6>();
-                }
-                if both {
-                    tiles.dot::<3, 5, 7>();
-                }
-                a = a.wrapping_add(self.step_bytes);
-                b = b.wrapping_add(self.step_bytes * WIDTH);
             }
             tiles.store::<0>(self.out, self.out_row_bytes);
             if two_panels {
@@ -132,6 +169,19 @@ impl Corner {
     }
 }
 
+/// Bytes of a line of a panel.
+pub(super) const LINE: usize = 4 * WIDTH;
+
+/// Fetches so many lines of a panel, [`AHEAD`] of where it is read.
+#[inline(always)]
+pub(super) fn fetch(panel: *const u8, lines: usize) {
+    for line in 0..lines {
+        let place = panel.wrapping_add(AHEAD + line * LINE);
+        // SAFETY: a prefetch changes nothing and never faults, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) }
+    }
+}
+
 /// Multiply-adds of one step of [`register_products`].
 pub(crate) const REGISTER_PRODUCTS: usize = 4 * ROWS * LANES * 2 * LANES;
 
@@ -143,7 +193,7 @@ pub(crate) fn register_products(isa: Isa, steps: usize, seed: f32) -> f32 {
     let mut values = [[seed; LANES]; ROWS];
     tiles.configure(Shape {
         rows: [ROWS; 2],
-        pairs: LANES,
+        words: LANES,
     });
     // SAFETY: a register is as large as `values`.
     unsafe {
@@ -159,7 +209,6 @@ pub(crate) fn register_products(isa: Isa, steps: usize, seed: f32) -> f32 {
         }
         tiles.store::<0>(values.as_mut_ptr().cast(), 4 * LANES);
     }
-    tiles.release();
     values[0][0]
 }
 
@@ -168,7 +217,7 @@ mod tests {
     use half::bf16;
 
     use super::super::tiles::{Hardware, Model};
-    use super::super::{Accumulators, BLOCK_ROWS};
+    use super::super::{Accumulators, BLOCK_ROWS, MAX_PANELS};
     use super::*;
     use crate::backend::philox::{Stream, philox};
 
@@ -216,7 +265,8 @@ mod tests {
                     panels: self.panels,
                     fresh: call == 0,
                 };
-                run(tiles, &call, &self.b, Target::accumulators(&mut acc[..]));
+                let b: Vec<_> = self.b.chunks(self.depth * WIDTH).collect();
+                run(tiles, &call, &b, Target::accumulators(&mut acc[..]));
             }
             acc
         }

@@ -4,6 +4,7 @@
 //! computes it; with pairs of bf16 it is a chain over pairs (in tile registers over the sums of 16 pairs), with int8 weights over the exact sums of fixed stretches of `k`. So a row's bytes do not depend on its
 //! neighbours nor on the threads. What may be chosen freely, and is chosen for speed, is which outputs are computed together.
 
+mod accumulate;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
@@ -14,6 +15,8 @@ mod avx512;
 mod bf16;
 mod finish;
 mod int8;
+#[cfg(target_arch = "x86_64")]
+mod int8_amx;
 #[cfg(target_arch = "x86_64")]
 mod int8_avx2;
 #[cfg(target_arch = "x86_64")]
@@ -26,9 +29,9 @@ mod portable;
 mod tiles;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use amx::{REGISTER_PRODUCTS, register_products};
+pub(crate) use amx::{REGISTER_PRODUCTS, TILE_DEPTH, register_products, run as run_tiles};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::{Side, round_to_bf16, run as run_avx512};
+pub(crate) use avx512::{Side, interleave, round_to_bf16, run as run_avx512};
 #[cfg(target_arch = "x86_64")]
 use interleaved::{SQUARE_ROWS, STRIDED_ROWS};
 #[cfg(target_arch = "x86_64")]
@@ -47,17 +50,22 @@ use super::pool::{Pool, SharedMut};
 use panels::Values;
 
 /// Rows of an output block: its accumulators stay in the first-level cache.
-pub(crate) const BLOCK_ROWS: usize = 96;
+pub(crate) const BLOCK_ROWS: usize = 192;
+/// Rows of a block that is not for tile registers.
+const BLOCK_ROWS_UNTILED: usize = 96;
 /// Depth of a block: 16 KiB of an f32 panel.
 const BLOCK_K: usize = 256;
-/// Depth of a block of pairs of bf16: 512 KiB of four panels.
-#[cfg(target_arch = "x86_64")]
-const BLOCK_PAIRS_K: usize = 4096;
 /// Bytes of input that a block of rows may span, so that it stays in the second-level cache.
 const BLOCK_BYTES: usize = 192 * 1024;
 /// The same where AVX-512 lays rows together: its CPUs have 1 MiB and more.
 #[cfg(target_arch = "x86_64")]
 const BLOCK_BYTES_TOGETHER: usize = 512 * 1024;
+/// The same for tile registers: their CPUs have 2 MiB, and weights come from memory once per block.
+#[cfg(target_arch = "x86_64")]
+const BLOCK_BYTES_TILES: usize = 1536 * 1024;
+/// Rows that two tile registers hold.
+#[cfg(target_arch = "x86_64")]
+const TILE_ROWS: usize = 32;
 /// Most panels that one kernel call covers.
 pub(crate) const MAX_PANELS: usize = 4;
 /// Chunks of work per thread: enough to even out a thread that is held up.
@@ -149,7 +157,7 @@ static JOBS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
     static WORKSPACE: RefCell<Workspace> = RefCell::new(Workspace {
-        acc: Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS]),
+        acc: Box::new(Aligned([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS])),
         rounded: int8::Rows::default(),
         #[cfg(target_arch = "x86_64")]
         pairs: bf16::Rows::default(),
@@ -160,7 +168,7 @@ thread_local! {
 
 /// What a thread keeps between blocks; it grows once.
 struct Workspace {
-    acc: Box<Accumulators>,
+    acc: Box<Aligned>,
     /// Rows of the block under way, for int8 weights: kept because a thread often works on several chunks of the same rows.
     rounded: int8::Rows,
     /// The same for products of pairs of bf16.
@@ -215,6 +223,10 @@ struct Job<'a> {
 /// Accumulators of a block: `[panel][row][16]`.
 pub(crate) type Accumulators = [[[f32; WIDTH]; BLOCK_ROWS]; MAX_PANELS];
 
+/// The same from a cache line's beginning on.
+#[repr(align(64))]
+struct Aligned(Accumulators);
+
 impl Job<'_> {
     /// Panels that belong together: gate and up.
     fn group(&self) -> usize {
@@ -232,30 +244,48 @@ impl Job<'_> {
             && match self.w.panels.values() {
                 Values::F32(_) => self.x.taps == 1,
                 Values::Pairs(_) => self.x.taps == 1 && !isa.multiplies_bf16(),
-                Values::Bf16(_) => false,
+                Values::Bf16(_) | Values::Split(_) | Values::Fours(_) => false,
                 Values::I8(_) => true,
             }
+    }
+
+    /// Whether the kernel is that of tile registers.
+    #[cfg(target_arch = "x86_64")]
+    fn takes_tiles(&self, isa: Isa) -> bool {
+        let values = self.w.panels.values();
+        isa.has_tiles() && !matches!(values, Values::F32(_) | Values::Bf16(_) | Values::I8(_))
     }
 
     /// The blocks of rows that chunks work on.
     fn row_blocks(&self, isa: Isa, spans: &[Span]) -> RowBlocks {
         let row_bytes = self.row_bytes(isa).max(1);
         #[cfg(target_arch = "x86_64")]
+        if self.takes_tiles(isa) {
+            let fit = (BLOCK_BYTES_TILES / row_bytes).min(BLOCK_ROWS);
+            let most = (fit / TILE_ROWS).max(1);
+            // As even as whole tiles can be.
+            let longest = spans.iter().map(|s| s.rows.div_ceil(TILE_ROWS)).max();
+            let tiles = longest.unwrap_or(0).max(1);
+            return RowBlocks::new(spans, tiles.div_ceil(tiles.div_ceil(most)) * TILE_ROWS);
+        }
+        #[cfg(target_arch = "x86_64")]
         if self.lays_together(isa) {
             // Whole tiles; rows that one tile takes are never parted.
-            let fit = (BLOCK_BYTES_TOGETHER / row_bytes).min(BLOCK_ROWS);
+            let fit = (BLOCK_BYTES_TOGETHER / row_bytes).min(BLOCK_ROWS_UNTILED);
             let rows = fit / SQUARE_ROWS * SQUARE_ROWS;
             let rows = rows.max(interleaved::MOST_ROWS);
             return RowBlocks::new(spans, rows);
         }
         let fit = BLOCK_BYTES / row_bytes;
-        RowBlocks::new(spans, (fit / 6 * 6).clamp(6, BLOCK_ROWS))
+        RowBlocks::new(spans, (fit / 6 * 6).clamp(6, BLOCK_ROWS_UNTILED))
     }
 
     /// Bytes that a row adds to a block.
     fn row_bytes(&self, isa: Isa) -> usize {
         match self.w.panels.values() {
             Values::I8(_) => int8::Rows::row_bytes(self.w.panels.k),
+            #[cfg(target_arch = "x86_64")]
+            Values::Fours(_) => int8::Rows::row_bytes(self.w.panels.k),
             #[cfg(target_arch = "x86_64")]
             Values::Pairs(_) if isa.multiplies_bf16() => self.x.row_stride * size_of::<u16>(),
             _ => self.x.row_stride * size_of::<f32>(),
@@ -270,13 +300,15 @@ impl Job<'_> {
         (index, (span, offset)): (usize, (Span, usize)),
         panels: Range<usize>,
     ) {
-        let acc = &mut *workspace.acc;
+        let acc = &mut workspace.acc.0;
         let input = span.input + offset * self.x.row_stride;
         let name = (self.number, index);
-        if let Values::I8(_) = self.w.panels.values() {
+        if !self.w.panels.scale.is_empty() {
             let (rounded, x) = (&mut workspace.rounded, &self.x);
             rounded.load(isa, name, x, input, span.rows);
         }
+        #[cfg(target_arch = "x86_64")]
+        let mut tiles = isa.tiles();
         #[cfg(target_arch = "x86_64")]
         let together = self.lays_together(isa) && span.rows > STRIDED_ROWS;
         let step = panels_per_call(isa, span.rows).max(self.group());
@@ -316,13 +348,29 @@ impl Job<'_> {
                 #[cfg(target_arch = "x86_64")]
                 Values::Pairs(b) => {
                     let span = Span { input, ..span };
-                    let x = workspace.pairs.load(isa, name, &self.x, span);
-                    self.accumulate_pairs(isa, b, (x, span.rows), range, acc);
+                    let x = workspace.pairs.load(isa, name, &self.x, span, false);
+                    let kernel = (isa, tiles.as_mut());
+                    self.accumulate_pairs(kernel, b, (x, span.rows), range, acc);
+                }
+                #[cfg(target_arch = "x86_64")]
+                Values::Split(b) => {
+                    let span = Span { input, ..span };
+                    let x = workspace.pairs.load(isa, name, &self.x, span, true);
+                    let tiles = tiles.as_mut().expect("weights are packed for this CPU");
+                    self.accumulate_split(tiles, b, (x, span.rows), range, acc);
                 }
                 Values::I8(b) => {
                     let size = self.w.panels.panel_values();
                     let b = &b[panel * size..];
                     workspace.rounded.multiply(isa, b, (count, size), acc);
+                }
+                #[cfg(target_arch = "x86_64")]
+                Values::Fours(b) => {
+                    let size = self.w.panels.panel_values();
+                    let b = &b[panel * size..];
+                    let tiles = tiles.as_mut().expect("weights are packed for this CPU");
+                    let rows = &workspace.rounded;
+                    rows.multiply_by_tiles((tiles, isa), b, (count, size), acc);
                 }
             }
             for p in (0..count).step_by(self.group()) {
@@ -346,123 +394,6 @@ impl Job<'_> {
             for p in 0..count / self.group() {
                 let place = row * self.stride + self.first_column + column + p * WIDTH;
                 self.out.expect(place);
-            }
-        }
-    }
-
-    /// Sums over the whole depth, block by block: `run` makes the products of one.
-    fn accumulate<W>(
-        &self,
-        b: &[W],
-        (input, rows): (usize, usize),
-        panels: Range<usize>,
-        acc: &mut Accumulators,
-        run: impl Fn(&Call<'_>, &[W], Target<'_>),
-    ) {
-        let k = self.w.panels.k;
-        if k == 0 {
-            acc.as_flattened_mut().as_flattened_mut().fill(0.0);
-        }
-        let block_k = if rows <= 6 { usize::MAX } else { BLOCK_K };
-        for tap in 0..self.x.taps {
-            let mut done = 0;
-            while done < self.x.depth {
-                let depth = block_k.min(self.x.depth - done);
-                let at = tap * self.x.depth + done;
-                let call = Call {
-                    a: &self.x.values[input + tap * self.x.tap_stride + done..],
-                    row_stride: self.x.row_stride,
-                    rows,
-                    depth,
-                    panel_stride: k * WIDTH,
-                    panels: panels.len(),
-                    fresh: at == 0,
-                };
-                let b = &b[(panels.start * k + at) * WIDTH..];
-                run(&call, b, Target::accumulators(acc));
-                done += depth;
-            }
-        }
-    }
-
-    /// The same of rows that lie together.
-    #[cfg(target_arch = "x86_64")]
-    fn accumulate_together<K: kinds::Kind<X = f32>>(
-        &self,
-        isa: Isa,
-        b: &[K::W],
-        x: interleaved::Interleaved<'_, f32>,
-        panels: Range<usize>,
-        acc: &mut Accumulators,
-    ) {
-        let k = self.w.panels.k;
-        if k == 0 {
-            acc.as_flattened_mut().as_flattened_mut().fill(0.0);
-        }
-        let block_k = match x.rows {
-            0..=interleaved::MOST_ROWS => k,
-            _ => BLOCK_K,
-        };
-        let step = interleaved::panels_per_tile(x.per_tile);
-        for first in panels.clone().step_by(step) {
-            let count = step.min(panels.end - first);
-            for done in (0..k).step_by(block_k.max(1)) {
-                let depth = block_k.min(k - done);
-                let next = match done + depth < k {
-                    true => depth * WIDTH,
-                    false => (count * k - done) * WIDTH,
-                };
-                let b = &b[(first * k + done) * WIDTH..];
-                let b = avx512::Side::strided(b, count, k * WIDTH, next);
-                let x = interleaved::Interleaved {
-                    first: done,
-                    depth,
-                    ..x
-                };
-                let out = Target::accumulators(&mut acc[first - panels.start..]);
-                avx512::run_interleaved::<K>(isa, x, None, (b, count), (out, done == 0));
-            }
-        }
-    }
-
-    /// The same in pairs of bf16. The weights of a call stay in the second-level cache.
-    #[cfg(target_arch = "x86_64")]
-    fn accumulate_pairs(
-        &self,
-        isa: Isa,
-        b: &[u16],
-        (x, rows): (bf16::Rounded<'_>, usize),
-        panels: Range<usize>,
-        acc: &mut Accumulators,
-    ) {
-        let size = self.w.panels.panel_values();
-        if size == 0 {
-            acc.as_flattened_mut().as_flattened_mut().fill(0.0);
-            return;
-        }
-        for tap in 0..x.taps {
-            for done in (0..x.depth).step_by(BLOCK_PAIRS_K) {
-                let at = tap * x.depth + done;
-                let call = Call {
-                    a: &x.values[tap * x.tap_stride + done..],
-                    row_stride: x.row_stride,
-                    rows,
-                    depth: BLOCK_PAIRS_K.min(x.depth - done),
-                    panel_stride: size,
-                    panels: panels.len(),
-                    fresh: at == 0,
-                };
-                let b = &b[panels.start * size + at * WIDTH..];
-                if let Some(mut tiles) = isa.tiles() {
-                    amx::run(&mut tiles, &call, b, Target::accumulators(acc));
-                } else {
-                    let next = match at + call.depth < x.taps * x.depth {
-                        true => call.depth * WIDTH,
-                        false => call.panels * size - at * WIDTH,
-                    };
-                    let b = avx512::Side::strided(b, call.panels, size, next);
-                    avx512::run::<Bf16>(isa, &call, None, b, Target::accumulators(acc));
-                }
             }
         }
     }
