@@ -99,6 +99,8 @@ pub struct Cpu {
     options: CpuOptions,
     isa: Isa,
     pool: Pool,
+    /// The calling thread alone: for products inside a job of the pool.
+    alone: Pool,
     scratch: Mutex<Scratch>,
     rotary: Mutex<Rotary>,
 }
@@ -134,6 +136,7 @@ impl Cpu {
             },
             isa,
             pool,
+            alone: Pool::new(1),
             scratch: Mutex::default(),
             rotary: Mutex::default(),
         }

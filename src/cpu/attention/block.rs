@@ -64,7 +64,10 @@ impl<X: Rounded> Block<X> {
         scale: f32,
         count: usize,
     ) {
-        let (first, end) = (self.counts.len() * self.depth, (self.counts.len() + 1) * self.depth);
+        let (first, end) = (
+            self.counts.len() * self.depth,
+            (self.counts.len() + 1) * self.depth,
+        );
         let add = |scaled: &[f32], to: &mut Kept<X>| {
             to.grow(end);
             X::round(isa, scaled, &mut to[first..end]);
@@ -115,8 +118,9 @@ impl<X: Rounded> Block<X> {
         self.weights.grow(rows * padded);
         self.inverse.clear();
         for (row, &count) in self.counts.iter().enumerate() {
-            let scores = &mut self.scores[row * stride..][..keys];
+            let scores = &mut self.scores[row * stride..][..keys.next_multiple_of(LANES)];
             self.inverse.push(softmax(isa, scores, count));
+            let scores = &scores[..keys];
             X::round(isa, scores, &mut self.weights[row * padded..][..padded]);
         }
         self.weighted_sums::<O>(isa, pages, (keys, padded));
@@ -277,31 +281,41 @@ fn query_call<T>(q: &[T], depth: usize, panels: usize) -> Call<'_, T> {
 /// Partial sums of [`softmax`]: their number fixes the order of additions.
 const LANES: usize = 16;
 
+/// All lanes as one, by halves.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for j in 0..width {
+            lanes[j] = f(lanes[j], lanes[j + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 per_isa! {
-    /// `row = exp(row − max)` over the first `count` scores, 0 behind them; returns one over the sum.
+    /// `row = exp(row − max)` over the first `count` scores, 0 behind them; returns one over the sum. The row is of whole blocks of [`LANES`].
     fn softmax<FMA>(row: &mut [f32], count: usize) -> f32 {
-        let (seen, hidden) = row.split_at_mut(count);
+        let (seen, hidden) = row.split_at_mut(count.next_multiple_of(LANES));
         hidden.fill(0.0);
+        seen[count..].fill(f32::NEG_INFINITY);
+        let blocks = seen.as_chunks_mut::<LANES>().0;
+        let larger = |a: f32, b: f32| if a > b { a } else { b };
         let mut lanes = [f32::NEG_INFINITY; LANES];
-        let (blocks, tail) = seen.as_chunks::<LANES>();
-        for block in blocks {
+        for block in &*blocks {
             for j in 0..LANES {
-                lanes[j] = if block[j] > lanes[j] { block[j] } else { lanes[j] };
+                lanes[j] = larger(block[j], lanes[j]);
             }
         }
-        let max = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |m, &v| m.max(v));
+        let max = fold(lanes, larger);
         let mut sums = [0.0f32; LANES];
-        let (blocks, tail) = seen.as_chunks_mut::<LANES>();
         for block in blocks {
             for j in 0..LANES {
                 block[j] = exp::<FMA>(block[j] - max);
                 sums[j] += block[j];
             }
         }
-        for (sum, v) in sums.iter_mut().zip(tail) {
-            *v = exp::<FMA>(*v - max);
-            *sum += *v;
-        }
-        1.0 / sums.iter().sum::<f32>()
+        1.0 / fold(sums, |a, b| a + b)
     }
 }

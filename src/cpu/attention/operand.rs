@@ -163,7 +163,7 @@ impl Operands for Tiled {
     fn multiply(isa: Isa, call: &Call<'_, u16>, b: &[&[u16]], _next: &[&[u16]], out: Target<'_>) {
         let mut tiles = isa.tiles().expect("this CPU has tile registers");
         let depth = call.depth.next_multiple_of(Self::WHOLE);
-        run_tiles(&mut tiles, &Call { depth, ..*call }, b, out);
+        run_tiles(&mut tiles, &Call { depth, ..*call }, b, out, false);
     }
 
     fn lay_columns(isa: Isa, columns: &[u16], panel: &mut [u16]) {

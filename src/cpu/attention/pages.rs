@@ -99,10 +99,7 @@ impl<T: Rounded> Packed<T> {
     ) {
         self.rows = rows;
         transpose::<O, _>(isa, (rows, dh), key, &mut self.keys, &mut self.rounded);
-        let (width, depth) = (
-            dh.next_multiple_of(WIDTH),
-            rows.next_multiple_of(O::WHOLE),
-        );
+        let (width, depth) = (dh.next_multiple_of(WIDTH), rows.next_multiple_of(O::WHOLE));
         self.values.grow(width * depth);
         self.rounded.grow(O::STEP * width);
         for first in (0..depth).step_by(O::STEP) {

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::*;
+use super::{Accumulators, BLOCK_K, Call, Job, Target, WIDTH};
+#[cfg(target_arch = "x86_64")]
+use super::{Bf16, Isa, avx512, bf16, interleaved, kinds};
 
 impl Job<'_> {
     /// Sums over the whole depth, block by block: `run` makes the products of one.
@@ -84,59 +86,24 @@ impl Job<'_> {
     #[cfg(target_arch = "x86_64")]
     pub(super) fn accumulate_pairs(
         &self,
-        (isa, mut tiles): (Isa, Option<&mut Hardware>),
+        isa: Isa,
         b: &[u16],
         (x, rows): (bf16::Rounded<'_>, usize),
         panels: Range<usize>,
         acc: &mut Accumulators,
     ) {
         let size = self.w.panels.panel_values();
-        for (call, at) in x.calls(rows, (panels.len(), size)) {
+        if size == 0 {
+            acc.as_flattened_mut().as_flattened_mut().fill(0.0);
+        }
+        for (call, at) in x.calls((0, rows), (panels.len(), size)) {
             let b = &b[panels.start * size + at * WIDTH..];
-            if let Some(tiles) = &mut tiles {
-                let b = strided(b, size);
-                amx::run(*tiles, &call, &b[..call.panels], Target::accumulators(acc));
-            } else {
-                let next = match at + call.depth < x.taps * x.depth {
-                    true => call.depth * WIDTH,
-                    false => call.panels * size - at * WIDTH,
-                };
-                let b = avx512::Side::strided(b, call.panels, size, next);
-                avx512::run::<Bf16>(isa, &call, None, b, Target::accumulators(acc));
-            }
-        }
-        if size == 0 {
-            acc.as_flattened_mut().as_flattened_mut().fill(0.0);
-        }
-    }
-
-    /// The same of rows and weights that are split.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn accumulate_split(
-        &self,
-        tiles: &mut Hardware,
-        b: &[u16],
-        (x, rows): (bf16::Rounded<'_>, usize),
-        panels: Range<usize>,
-        acc: &mut Accumulators,
-    ) {
-        let size = self.w.panels.panel_values();
-        for (call, at) in x.calls(rows, (panels.len(), 2 * size)) {
-            let b = &b[2 * panels.start * size + at * WIDTH..];
-            let low = &x.low[x.values.len() - call.a.len()..];
-            let b = (strided(b, 2 * size), strided(&b[size..], 2 * size));
-            let b = (&b.0[..call.panels], &b.1[..call.panels]);
-            amx::run_split(tiles, &call, low, b, Target::accumulators(acc));
-        }
-        if size == 0 {
-            acc.as_flattened_mut().as_flattened_mut().fill(0.0);
+            let next = match at + call.depth < x.taps * x.depth {
+                true => call.depth * WIDTH,
+                false => call.panels * size - at * WIDTH,
+            };
+            let b = avx512::Side::strided(b, call.panels, size, next);
+            avx512::run::<Bf16>(isa, &call, None, b, Target::accumulators(acc));
         }
     }
 }
-
-/// Panels `stride` apart, from their first on: as many as there are, then empty ones.
-#[cfg(target_arch = "x86_64")]
-fn strided<T>(b: &[T], stride: usize) -> [&[T]; MAX_PANELS] {
-    std::array::from_fn(|p| b.get(p * stride..).unwrap_or(&[]))
-}
-

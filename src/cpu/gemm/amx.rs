@@ -16,8 +16,15 @@ pub(crate) const TILE_DEPTH: usize = 2 * LANES;
 const AHEAD: usize = 2048;
 
 /// `out (+)= a b`, in pairs of bf16; `call.depth` is rounded up to whole pairs. Fastest where rows, panels and sums begin on cache lines.
-pub(crate) fn run(tiles: &mut impl Tiles, call: &Call<'_, u16>, b: &[&[u16]], out: Target<'_>) {
-    run_terms(tiles, call, [(call.a, b)], out);
+/// `fetch` says that the panels are yet to come from memory.
+pub(crate) fn run(
+    tiles: &mut impl Tiles,
+    call: &Call<'_, u16>,
+    b: &[&[u16]],
+    out: Target<'_>,
+    fetch: bool,
+) {
+    run_terms(tiles, call, [(call.a, b)], out, fetch);
 }
 
 /// The same of numbers that are sums of two bf16, but for the product of both low parts: `call.a` and `b` are the high ones.
@@ -27,8 +34,10 @@ pub(super) fn run_split(
     low: &[u16],
     (b, b_low): (&[&[u16]], &[&[u16]]),
     out: Target<'_>,
+    fetch: bool,
 ) {
-    run_terms(tiles, call, [(low, b), (call.a, b_low), (call.a, b)], out);
+    let terms = [(low, b), (call.a, b_low), (call.a, b)];
+    run_terms(tiles, call, terms, out, fetch);
 }
 
 /// `out (+)= Σ a b` over the terms, each of the shape of `call`.
@@ -37,6 +46,7 @@ fn run_terms<const TERMS: usize>(
     call: &Call<'_, u16>,
     terms: [(&[u16], &[&[u16]]); TERMS],
     out: Target<'_>,
+    fetch: bool,
 ) {
     let pairs = call.depth.div_ceil(2);
     let (rows, panels) = (call.rows, terms[0].1.len());
@@ -78,10 +88,17 @@ fn run_terms<const TERMS: usize>(
                     out_row_bytes: 4 * out.row_stride,
                     out_panel_bytes: 4 * out.panel_stride,
                     fresh: call.fresh && stretch.start == 0,
-                    fetch: row == 0,
+                    fetch: fetch && row == 0,
                 };
                 // SAFETY: the assertions above cover every row and panel, and the shape every row of this corner.
-                unsafe { corner.run(tiles, second > 0, two) }
+                unsafe {
+                    match (second > 0, two) {
+                        (true, true) => corner.run::<true, true>(tiles),
+                        (true, false) => corner.run::<true, false>(tiles),
+                        (false, true) => corner.run::<false, true>(tiles),
+                        (false, false) => corner.run::<false, false>(tiles),
+                    }
+                }
             }
         }
     }
@@ -107,9 +124,9 @@ impl<const TERMS: usize> Corner<TERMS> {
     ///
     /// # Safety
     /// All of the input, the weights and the sums must be there, in the shape that is set.
-    unsafe fn run(&self, tiles: &mut impl Tiles, two_blocks: bool, two_panels: bool) {
+    unsafe fn run<const TWO_BLOCKS: bool, const TWO_PANELS: bool>(&self, tiles: &mut impl Tiles) {
         let below = self.out.wrapping_add(ROWS * self.out_row_bytes);
-        let (right, both) = (self.out_panel_bytes, two_blocks && two_panels);
+        let right = self.out_panel_bytes;
         // SAFETY: by the caller's promise; what is not there is not touched.
         unsafe {
             if self.fresh {
@@ -119,13 +136,13 @@ impl<const TERMS: usize> Corner<TERMS> {
                 tiles.zero::<3>();
             } else {
                 tiles.load::<0>(self.out, self.out_row_bytes);
-                if two_panels {
+                if TWO_PANELS {
                     tiles.load::<1>(self.out.wrapping_add(right), self.out_row_bytes);
                 }
-                if two_blocks {
+                if TWO_BLOCKS {
                     tiles.load::<2>(below, self.out_row_bytes);
                 }
-                if both {
+                if TWO_BLOCKS && TWO_PANELS {
                     tiles.load::<3>(below.wrapping_add(right), self.out_row_bytes);
                 }
             }
@@ -134,35 +151,35 @@ impl<const TERMS: usize> Corner<TERMS> {
                     let a = a.wrapping_add(step * self.step_bytes);
                     let b = b.map(|b| b.wrapping_add(step * self.step_bytes * WIDTH));
                     if self.fetch {
-                        fetch(b[0], self.step_bytes / 4);
-                        if two_panels {
-                            fetch(b[1], self.step_bytes / 4);
+                        fetch::<AHEAD>(b[0]);
+                        if TWO_PANELS {
+                            fetch::<AHEAD>(b[1]);
                         }
                     }
                     tiles.load::<6>(b[0], LINE);
                     tiles.load::<4>(a, self.row_bytes);
                     tiles.dot::<0, 4, 6>();
-                    if two_panels {
+                    if TWO_PANELS {
                         tiles.load::<7>(b[1], LINE);
                         tiles.dot::<1, 4, 7>();
                     }
-                    if two_blocks {
+                    if TWO_BLOCKS {
                         tiles.load::<5>(a.wrapping_add(ROWS * self.row_bytes), self.row_bytes);
                         tiles.dot::<2, 5, 6>();
                     }
-                    if both {
+                    if TWO_BLOCKS && TWO_PANELS {
                         tiles.dot::<3, 5, 7>();
                     }
                 }
             }
             tiles.store::<0>(self.out, self.out_row_bytes);
-            if two_panels {
+            if TWO_PANELS {
                 tiles.store::<1>(self.out.wrapping_add(right), self.out_row_bytes);
             }
-            if two_blocks {
+            if TWO_BLOCKS {
                 tiles.store::<2>(below, self.out_row_bytes);
             }
-            if both {
+            if TWO_BLOCKS && TWO_PANELS {
                 tiles.store::<3>(below.wrapping_add(right), self.out_row_bytes);
             }
         }
@@ -172,11 +189,11 @@ impl<const TERMS: usize> Corner<TERMS> {
 /// Bytes of a line of a panel.
 pub(super) const LINE: usize = 4 * WIDTH;
 
-/// Fetches so many lines of a panel, [`AHEAD`] of where it is read.
+/// Fetches the lines of a step, so many bytes ahead of where a panel is read.
 #[inline(always)]
-pub(super) fn fetch(panel: *const u8, lines: usize) {
-    for line in 0..lines {
-        let place = panel.wrapping_add(AHEAD + line * LINE);
+pub(super) fn fetch<const BYTES: usize>(panel: *const u8) {
+    for line in 0..LANES {
+        let place = panel.wrapping_add(BYTES + line * LINE);
         // SAFETY: a prefetch changes nothing and never faults, wherever it points.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) }
     }
@@ -266,7 +283,8 @@ mod tests {
                     fresh: call == 0,
                 };
                 let b: Vec<_> = self.b.chunks(self.depth * WIDTH).collect();
-                run(tiles, &call, &b, Target::accumulators(&mut acc[..]));
+                let out = Target::accumulators(&mut acc[..]);
+                run(tiles, &call, &b, out, true);
             }
             acc
         }

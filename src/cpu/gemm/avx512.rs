@@ -477,13 +477,19 @@ pub(crate) fn round_to_bf16(_proof: Isa, x: &[f32], out: &mut [u16]) {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     fn loops(x: &[f32], out: &mut [u16]) {
         let n = x.len().min(out.len());
-        for first in (0..n).step_by(WIDTH) {
-            let mask = !0u16 >> (WIDTH - WIDTH.min(n - first));
-            // SAFETY: the mask leaves out what lies past the ends.
-            unsafe {
-                let values = _mm512_maskz_loadu_ps(mask, x.as_ptr().add(first));
+        let whole = n / WIDTH * WIDTH;
+        // SAFETY: whole blocks lie before the ends, and the mask leaves out what lies past them.
+        unsafe {
+            for first in (0..whole).step_by(WIDTH) {
+                let values = _mm512_loadu_ps(x.as_ptr().add(first));
                 let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(values));
-                _mm256_mask_storeu_epi16(out.as_mut_ptr().add(first).cast(), mask, rounded);
+                _mm256_storeu_si256(out.as_mut_ptr().add(first).cast(), rounded);
+            }
+            if whole < n {
+                let mask = !0u16 >> (WIDTH - (n - whole));
+                let values = _mm512_maskz_loadu_ps(mask, x.as_ptr().add(whole));
+                let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(values));
+                _mm256_mask_storeu_epi16(out.as_mut_ptr().add(whole).cast(), mask, rounded);
             }
         }
     }

@@ -34,10 +34,11 @@ pub(super) struct Rounded<'a> {
 const BLOCK_K: usize = 4096;
 
 impl<'a> Rounded<'a> {
-    /// The products of `rows` rows with so many panels, `stride` weights apart: one for each block of each tap, with the depth at which it begins.
+    /// The products of `rows` rows from `first` on with so many panels, `stride` weights apart: one for each block of each tap, with the depth at
+    /// which it begins.
     pub(super) fn calls(
         self,
-        rows: usize,
+        (first, rows): (usize, usize),
         (panels, stride): (usize, usize),
     ) -> impl Iterator<Item = (Call<'a, u16>, usize)> {
         let blocks = (0..self.taps).flat_map(move |tap| {
@@ -47,7 +48,7 @@ impl<'a> Rounded<'a> {
         blocks.map(move |(tap, done)| {
             let at = tap * self.depth + done;
             let call = Call {
-                a: &self.values[tap * self.tap_stride + done..],
+                a: &self.values[first * self.row_stride + tap * self.tap_stride + done..],
                 row_stride: self.row_stride,
                 rows,
                 depth: BLOCK_K.min(self.depth - done),

@@ -171,13 +171,13 @@ impl Rows {
         }
     }
 
-    /// The same for panels of fours.
+    /// The same for panels of fours, and of `part` the rows from a first one on.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn multiply_by_tiles(
+    pub(super) fn multiply_in_tiles(
         &self,
-        (tiles, isa): (&mut Hardware, Isa),
-        b: &[i8],
-        (count, size): (usize, usize),
+        kernel: (&mut Hardware, Isa),
+        part: (usize, usize),
+        (b, size): (&[i8], usize),
         acc: &mut Accumulators,
     ) {
         assert_eq!(
@@ -185,13 +185,10 @@ impl Rows {
             self.depth.next_multiple_of(int8_amx::STEP) * WIDTH,
             "gemm: a panel's depth"
         );
-        if size == 0 {
-            acc[..count].as_flattened_mut().fill([0.0; WIDTH]);
-            return;
+        if size > 0 {
+            let rows = (&self.scales[..], part);
+            self.halves.multiply(kernel, rows, (b, size), acc);
         }
-        let panels = (&b[..count * size], size);
-        self.halves
-            .multiply((tiles, isa), &self.scales, panels, acc);
     }
 
     fn multiply_portable(&self, b: &[i8], (count, size): (usize, usize), acc: &mut Accumulators) {
@@ -365,9 +362,20 @@ mod tests {
         let shape = (panels.len(), panels[0].len());
         #[cfg(target_arch = "x86_64")]
         if let Some(mut tiles) = isa.tiles() {
+            let size = rows.depth.next_multiple_of(int8_amx::STEP) * WIDTH;
             let panels: Vec<_> = panels.iter().map(|p| fours(p, rows.depth)).collect();
-            let shape = (panels.len(), panels[0].len());
-            rows.multiply_by_tiles((&mut tiles, isa), &panels.concat(), shape, &mut acc);
+            if size == 0 {
+                acc.as_flattened_mut().as_flattened_mut().fill(0.0);
+            }
+            let panels = panels.concat();
+            for first in (0..rows.count).step_by(32) {
+                let part = (first, 32.min(rows.count - first));
+                let mut sums = Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
+                rows.multiply_in_tiles((&mut tiles, isa), part, (&panels, size), &mut sums);
+                for (acc, sums) in acc.iter_mut().zip(&*sums) {
+                    acc[first..first + part.1].copy_from_slice(&sums[..part.1]);
+                }
+            }
         }
         if !isa.has_tiles() {
             rows.multiply(isa, &panels.concat(), shape, &mut acc);

@@ -3,6 +3,8 @@
 //! In: a block of rows rounded to 16 bits, and panels `[K / 4][16][4]`, their depth rounded up to whole steps. Out: the same bytes as the other kernels':
 //! a 16-bit integer is `256 · high + low`, so its product is that of a signed and of an unsigned byte, both exact over a stretch.
 
+use std::ops::Range;
+
 use super::amx::{LINE, fetch};
 use super::int8::SEGMENT;
 use super::tiles::{LANES, ROWS, Shape, Tiles};
@@ -12,6 +14,8 @@ use crate::cpu::isa::per_isa;
 
 /// Values of the depth that one step takes.
 pub(super) const STEP: usize = 4 * LANES;
+/// Bytes that each panel is fetched ahead by the first rows that meet it.
+const AHEAD: usize = 4096;
 const _: () = assert!(SEGMENT.is_multiple_of(STEP));
 
 /// Rows of a block as bytes, `[K / SEGMENT][rows][SEGMENT]`.
@@ -43,28 +47,33 @@ impl Halves {
         }
     }
 
-    /// `acc [panel][rows] = rows · panel` for panels of `size` weights; `scales` is `[K / SEGMENT][rows]`.
+    /// `acc [panel][part] = part · panel` for panels of `size` weights: so many rows from `first` on, a whole register's; `scales` is `[K / SEGMENT][rows]`.
     pub(super) fn multiply(
         &self,
         (tiles, isa): (&mut impl Tiles, Isa),
-        scales: &[f32],
+        (scales, (first_row, count_rows)): (&[f32], (usize, usize)),
         (b, size): (&[i8], usize),
         acc: &mut Accumulators,
     ) {
         assert!(size.is_multiple_of(STEP * WIDTH) && b.len().is_multiple_of(size));
         let (depth, count) = (size / WIDTH, b.len() / size);
-        assert!(count <= MAX_PANELS && self.rows > 0);
+        let part = first_row..first_row + count_rows;
+        assert!(
+            count <= MAX_PANELS && part.end <= self.rows && first_row.is_multiple_of(self.per_tile)
+        );
         let needed = depth.div_ceil(SEGMENT) * self.padded * SEGMENT;
         assert!(self.high.len() >= needed && self.low.len() >= needed);
         tiles.configure(Shape {
             rows: [self.per_tile; 2],
             words: LANES,
         });
-        let mut sums = Sums([[[0; WIDTH]; ROWS]; 4]);
+        // What registers have summed is scaled while they sum the next.
+        let mut sums = [const { Sums([[[0; WIDTH]; ROWS]; 4]) }; 2];
+        let (mut turn, mut waiting) = (0, None);
         for panel in (0..count).step_by(2) {
             let two = panel + 1 < count;
             for (segment, first) in (0..depth).step_by(SEGMENT).enumerate() {
-                for row in (0..self.rows).step_by(self.per_tile) {
+                for row in part.clone().step_by(self.per_tile) {
                     let at = (segment * self.padded + row) * SEGMENT;
                     let b = b[panel * size + first * WIDTH..].as_ptr().cast::<u8>();
                     let corner = Corner {
@@ -75,19 +84,43 @@ impl Halves {
                         fetch: row == 0,
                     };
                     // SAFETY: the assertions above cover every row and both panels of the segment; a register fits into its sums.
-                    unsafe { corner.run(tiles, two, &mut sums) }
-                    let rows = row..(row + self.per_tile).min(self.rows);
-                    let scales = &scales[segment * self.rows..][rows.clone()];
-                    let [high, low, next_high, next_low] = &sums.0;
-                    add(isa, (high, low), scales, segment == 0, &mut acc[panel][rows.clone()]);
-                    if two {
-                        let acc = &mut acc[panel + 1][rows];
-                        add(isa, (next_high, next_low), scales, segment == 0, acc);
+                    unsafe { corner.run(tiles, two, &mut sums[turn]) }
+                    turn = 1 - turn;
+                    let next = Sum {
+                        panels: panel..(panel + 2).min(count),
+                        segment,
+                        rows: row..(row + self.per_tile).min(part.end),
+                        first_row,
+                    };
+                    if let Some(done) = waiting.replace(next) {
+                        self.scale(isa, &done, &sums[turn], scales, acc);
                     }
                 }
             }
         }
+        if let Some(last) = waiting {
+            self.scale(isa, &last, &sums[1 - turn], scales, acc);
+        }
     }
+
+    /// Adds what registers have summed to the accumulators.
+    fn scale(&self, isa: Isa, sum: &Sum, sums: &Sums, scales: &[f32], acc: &mut Accumulators) {
+        let scales = &scales[sum.segment * self.rows..][sum.rows.clone()];
+        let panels = acc[sum.panels.clone()].iter_mut();
+        for (acc, [high, low]) in panels.zip(sums.0.as_chunks::<2>().0) {
+            let acc = &mut acc[sum.rows.start - sum.first_row..][..sum.rows.len()];
+            add(isa, (high, low), scales, sum.segment == 0, acc);
+        }
+    }
+}
+
+/// What registers sum at once: a register of rows, one or two panels, one segment.
+struct Sum {
+    panels: Range<usize>,
+    segment: usize,
+    rows: Range<usize>,
+    /// Row of the first accumulators.
+    first_row: usize,
 }
 
 /// Sums of the high and of the low bytes by one panel, and by the next.
@@ -119,9 +152,9 @@ impl Corner {
             let (mut high, mut low, [mut left, mut right]) = (self.high, self.low, self.b);
             for _ in 0..self.steps {
                 if self.fetch {
-                    fetch(left, LANES);
+                    fetch::<AHEAD>(left);
                     if two {
-                        fetch(right, LANES);
+                        fetch::<AHEAD>(right);
                     }
                 }
                 tiles.load::<6>(left, LINE);
@@ -163,9 +196,15 @@ per_isa! {
     fn add<FMA>(sums: (&[[i32; WIDTH]; ROWS], &[[i32; WIDTH]; ROWS]), scales: &[f32], first: bool, acc: &mut [[f32; WIDTH]]) {
         let rows = sums.0.iter().zip(sums.1).zip(scales);
         for (((high, low), scale), acc) in rows.zip(acc) {
+            let mut sums = [0.0; WIDTH];
             for j in 0..WIDTH {
-                let old = if first { 0.0 } else { acc[j] };
-                acc[j] = old + scale * ((high[j] << 8) + low[j]) as f32;
+                sums[j] = scale * ((high[j] << 8) + low[j]) as f32;
+            }
+            if first {
+                *acc = [0.0; WIDTH];
+            }
+            for j in 0..WIDTH {
+                acc[j] += sums[j];
             }
         }
     }
@@ -181,7 +220,12 @@ mod tests {
     #[test]
     fn products_by_the_model_of_the_instructions() {
         let isa = Isa::PORTABLE;
-        for (rows, depth, count) in [(1usize, 64usize, 1), (5, 256, 2), (16, 320, 3), (19, 576, 4)] {
+        for (rows, depth, count) in [
+            (1usize, 64usize, 1),
+            (5, 256, 2),
+            (16, 320, 3),
+            (19, 576, 4),
+        ] {
             let segments = depth.div_ceil(SEGMENT);
             let x: Vec<i16> = (0..segments * rows * SEGMENT)
                 .map(|i| (i * 7919) as u16 as i16)
@@ -194,7 +238,8 @@ mod tests {
             halves.load(isa, &x, rows);
             let mut acc = Box::new([[[f32::NAN; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
             let panels = (&b[..], depth * WIDTH);
-            halves.multiply((&mut Model::new(), isa), &scales, panels, &mut acc);
+            let all = (&scales[..], (0, rows));
+            halves.multiply((&mut Model::new(), isa), all, panels, &mut acc);
             for (panel, b) in b.chunks(depth * WIDTH).enumerate() {
                 for (row, column) in (0..rows).flat_map(|r| (0..WIDTH).map(move |c| (r, c))) {
                     let mut expected = 0.0;

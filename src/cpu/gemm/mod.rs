@@ -26,6 +26,8 @@ mod kinds;
 mod panels;
 mod portable;
 #[cfg(target_arch = "x86_64")]
+mod tiled;
+#[cfg(target_arch = "x86_64")]
 mod tiles;
 
 #[cfg(target_arch = "x86_64")]
@@ -50,9 +52,7 @@ use super::pool::{Pool, SharedMut};
 use panels::Values;
 
 /// Rows of an output block: its accumulators stay in the first-level cache.
-pub(crate) const BLOCK_ROWS: usize = 192;
-/// Rows of a block that is not for tile registers.
-const BLOCK_ROWS_UNTILED: usize = 96;
+pub(crate) const BLOCK_ROWS: usize = 96;
 /// Depth of a block: 16 KiB of an f32 panel.
 const BLOCK_K: usize = 256;
 /// Bytes of input that a block of rows may span, so that it stays in the second-level cache.
@@ -60,12 +60,6 @@ const BLOCK_BYTES: usize = 192 * 1024;
 /// The same where AVX-512 lays rows together: its CPUs have 1 MiB and more.
 #[cfg(target_arch = "x86_64")]
 const BLOCK_BYTES_TOGETHER: usize = 512 * 1024;
-/// The same for tile registers: their CPUs have 2 MiB, and weights come from memory once per block.
-#[cfg(target_arch = "x86_64")]
-const BLOCK_BYTES_TILES: usize = 1536 * 1024;
-/// Rows that two tile registers hold.
-#[cfg(target_arch = "x86_64")]
-const TILE_ROWS: usize = 32;
 /// Most panels that one kernel call covers.
 pub(crate) const MAX_PANELS: usize = 4;
 /// Chunks of work per thread: enough to even out a thread that is held up.
@@ -120,7 +114,8 @@ pub(crate) fn run(
         assert!(last + x.depth <= x.values.len(), "gemm: input too short");
     }
     let job = Job {
-        number: JOBS.fetch_add(1, Ordering::Relaxed),
+        number: number(),
+        first_panel: 0,
         x,
         w,
         store,
@@ -130,7 +125,7 @@ pub(crate) fn run(
         first_column: out.first_column,
         columns: out.columns,
     };
-    let blocks = job.row_blocks(isa, spans);
+    let blocks = job.row_blocks(pool.threads(), isa, spans);
     let group = job.group();
     let groups = w.panels.count.div_ceil(group);
     let wanted = (pool.threads() * CHUNKS_PER_THREAD).div_ceil(blocks.count);
@@ -152,8 +147,55 @@ pub(crate) fn run(
     });
 }
 
-/// Numbers products, so that a thread knows whose rows it has rounded last.
-static JOBS: AtomicU64 = AtomicU64::new(0);
+/// Some columns of `x Wᵀ + b` side by side, on the calling thread alone: those of each range of panels in turn. What has the same `number` has the same `x`.
+pub(crate) fn columns<const RANGES: usize>(
+    (number, isa): (u64, Isa),
+    x: Input<'_>,
+    span: Span,
+    w: Weights<'_>,
+    ranges: [Range<usize>; RANGES],
+    out: &mut [f32],
+) {
+    assert_eq!(x.taps * x.depth, w.panels.k, "gemm: depth");
+    assert!(
+        ranges.iter().all(|r| r.end <= w.panels.count),
+        "gemm: columns"
+    );
+    let stride = ranges.iter().map(|r| r.len() * WIDTH).sum();
+    let out = SharedMut::new(out);
+    let mut first_column = 0;
+    let jobs = ranges.map(|panels| {
+        let job = Job {
+            number,
+            first_panel: panels.start,
+            x,
+            w,
+            store: Store::Set,
+            out,
+            stride,
+            row_step: 1,
+            first_column,
+            columns: panels.len() * WIDTH,
+        };
+        first_column += job.columns;
+        (job, panels)
+    });
+    let blocks = jobs[0].0.row_blocks(1, isa, &[span]);
+    for (block, offset) in (0..blocks.count).map(|i| blocks.get(&[span], i)) {
+        for (job, panels) in &jobs {
+            let place = span.input + offset * x.row_stride;
+            WORKSPACE.with_borrow_mut(|workspace| {
+                job.block(isa, workspace, (place, (block, offset)), panels.clone());
+            });
+        }
+    }
+}
+
+/// A number for a product, so that a thread knows whose rows it has rounded last.
+pub(crate) fn number() -> u64 {
+    static NUMBERS: AtomicU64 = AtomicU64::new(0);
+    NUMBERS.fetch_add(1, Ordering::Relaxed)
+}
 
 thread_local! {
     static WORKSPACE: RefCell<Workspace> = RefCell::new(Workspace {
@@ -216,8 +258,17 @@ struct Job<'a> {
     out: SharedMut<'a>,
     stride: usize,
     row_step: usize,
+    /// Panel of the output's first column.
+    first_panel: usize,
     first_column: usize,
     columns: usize,
+}
+
+impl Job<'_> {
+    /// The column, of those that the product writes, at which a panel's begin.
+    fn column(&self, panel: usize) -> usize {
+        (panel - self.first_panel) / self.group() * WIDTH
+    }
 }
 
 /// Accumulators of a block: `[panel][row][16]`.
@@ -257,27 +308,22 @@ impl Job<'_> {
     }
 
     /// The blocks of rows that chunks work on.
-    fn row_blocks(&self, isa: Isa, spans: &[Span]) -> RowBlocks {
+    fn row_blocks(&self, threads: usize, isa: Isa, spans: &[Span]) -> RowBlocks {
         let row_bytes = self.row_bytes(isa).max(1);
         #[cfg(target_arch = "x86_64")]
         if self.takes_tiles(isa) {
-            let fit = (BLOCK_BYTES_TILES / row_bytes).min(BLOCK_ROWS);
-            let most = (fit / TILE_ROWS).max(1);
-            // As even as whole tiles can be.
-            let longest = spans.iter().map(|s| s.rows.div_ceil(TILE_ROWS)).max();
-            let tiles = longest.unwrap_or(0).max(1);
-            return RowBlocks::new(spans, tiles.div_ceil(tiles.div_ceil(most)) * TILE_ROWS);
+            return RowBlocks::new(spans, tiled::block_rows(spans, row_bytes, threads));
         }
         #[cfg(target_arch = "x86_64")]
         if self.lays_together(isa) {
             // Whole tiles; rows that one tile takes are never parted.
-            let fit = (BLOCK_BYTES_TOGETHER / row_bytes).min(BLOCK_ROWS_UNTILED);
+            let fit = (BLOCK_BYTES_TOGETHER / row_bytes).min(BLOCK_ROWS);
             let rows = fit / SQUARE_ROWS * SQUARE_ROWS;
             let rows = rows.max(interleaved::MOST_ROWS);
             return RowBlocks::new(spans, rows);
         }
         let fit = BLOCK_BYTES / row_bytes;
-        RowBlocks::new(spans, (fit / 6 * 6).clamp(6, BLOCK_ROWS_UNTILED))
+        RowBlocks::new(spans, (fit / 6 * 6).clamp(6, BLOCK_ROWS))
     }
 
     /// Bytes that a row adds to a block.
@@ -300,15 +346,17 @@ impl Job<'_> {
         (index, (span, offset)): (usize, (Span, usize)),
         panels: Range<usize>,
     ) {
+        #[cfg(target_arch = "x86_64")]
+        if let (true, Some(tiles)) = (self.takes_tiles(isa), isa.tiles()) {
+            return self.block_in_tiles((tiles, isa), workspace, (index, (span, offset)), panels);
+        }
         let acc = &mut workspace.acc.0;
         let input = span.input + offset * self.x.row_stride;
         let name = (self.number, index);
-        if !self.w.panels.scale.is_empty() {
+        if let Values::I8(_) = self.w.panels.values() {
             let (rounded, x) = (&mut workspace.rounded, &self.x);
             rounded.load(isa, name, x, input, span.rows);
         }
-        #[cfg(target_arch = "x86_64")]
-        let mut tiles = isa.tiles();
         #[cfg(target_arch = "x86_64")]
         let together = self.lays_together(isa) && span.rows > STRIDED_ROWS;
         let step = panels_per_call(isa, span.rows).max(self.group());
@@ -349,40 +397,40 @@ impl Job<'_> {
                 Values::Pairs(b) => {
                     let span = Span { input, ..span };
                     let x = workspace.pairs.load(isa, name, &self.x, span, false);
-                    let kernel = (isa, tiles.as_mut());
-                    self.accumulate_pairs(kernel, b, (x, span.rows), range, acc);
+                    self.accumulate_pairs(isa, b, (x, span.rows), range, acc);
                 }
                 #[cfg(target_arch = "x86_64")]
-                Values::Split(b) => {
-                    let span = Span { input, ..span };
-                    let x = workspace.pairs.load(isa, name, &self.x, span, true);
-                    let tiles = tiles.as_mut().expect("weights are packed for this CPU");
-                    self.accumulate_split(tiles, b, (x, span.rows), range, acc);
+                Values::Split(_) | Values::Fours(_) => {
+                    unreachable!("weights packed for tile registers. This is a bug.")
                 }
                 Values::I8(b) => {
                     let size = self.w.panels.panel_values();
                     let b = &b[panel * size..];
                     workspace.rounded.multiply(isa, b, (count, size), acc);
                 }
-                #[cfg(target_arch = "x86_64")]
-                Values::Fours(b) => {
-                    let size = self.w.panels.panel_values();
-                    let b = &b[panel * size..];
-                    let tiles = tiles.as_mut().expect("weights are packed for this CPU");
-                    let rows = &workspace.rounded;
-                    rows.multiply_by_tiles((tiles, isa), b, (count, size), acc);
-                }
             }
-            for p in (0..count).step_by(self.group()) {
-                let (gate, rest) = acc[p..].split_at(1);
-                let tile = finish::Tile {
-                    acc: &gate[0][..span.rows],
-                    up: rest.first().map_or(&[], |up| &up[..span.rows]),
-                    panel: panel + p,
-                    row: span.out + offset * self.row_step,
-                };
-                finish::finish(isa, self, &tile);
-            }
+            let row = span.out + offset * self.row_step;
+            self.finish(isa, acc, (panel, count), (row, span.rows));
+        }
+    }
+
+    /// Stores the sums of some rows and panels.
+    fn finish(
+        &self,
+        isa: Isa,
+        acc: &Accumulators,
+        (panel, count): (usize, usize),
+        (row, rows): (usize, usize),
+    ) {
+        for p in (0..count).step_by(self.group()) {
+            let (gate, rest) = acc[p..].split_at(1);
+            let tile = finish::Tile {
+                acc: &gate[0][..rows],
+                up: rest.first().map_or(&[], |up| &up[..rows]),
+                panel: panel + p,
+                row,
+            };
+            finish::finish(isa, self, &tile);
         }
     }
 
@@ -390,7 +438,7 @@ impl Job<'_> {
     fn expect_output(&self, panel: usize, count: usize, (row, rows): (usize, usize)) {
         #[cfg(target_arch = "x86_64")]
         for row in (0..rows).map(|i| row + i * self.row_step) {
-            let column = panel / self.group() * WIDTH;
+            let column = self.column(panel);
             for p in 0..count / self.group() {
                 let place = row * self.stride + self.first_column + column + p * WIDTH;
                 self.out.expect(place);

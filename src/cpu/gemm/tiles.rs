@@ -233,7 +233,8 @@ impl Model {
                     })
                     .sum();
                 let place = &mut self.registers[C][row][4 * lane..][..4];
-                sum = sum.wrapping_add(i32::from_le_bytes([place[0], place[1], place[2], place[3]]));
+                sum =
+                    sum.wrapping_add(i32::from_le_bytes([place[0], place[1], place[2], place[3]]));
                 place.copy_from_slice(&sum.to_le_bytes());
             }
         }
