@@ -3,7 +3,8 @@
 use super::super::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::super::gemm::{
-    Bf16, Side, Single, TILE_DEPTH, Widened, interleave, round_to_bf16, run_avx512, run_tiles,
+    Ahead, Bf16, Side, Single, TILE_DEPTH, Widened, interleave, round_to_bf16, run_avx512,
+    run_tiles,
 };
 use super::super::gemm::{Call, Target, WIDTH};
 #[cfg(target_arch = "x86_64")]
@@ -163,7 +164,8 @@ impl Operands for Tiled {
     fn multiply(isa: Isa, call: &Call<'_, u16>, b: &[&[u16]], _next: &[&[u16]], out: Target<'_>) {
         let mut tiles = isa.tiles().expect("this CPU has tile registers");
         let depth = call.depth.next_multiple_of(Self::WHOLE);
-        run_tiles(&mut tiles, &Call { depth, ..*call }, b, out, false);
+        let call = Call { depth, ..*call };
+        run_tiles(&mut tiles, &call, b, out, &mut Ahead::nothing());
     }
 
     fn lay_columns(isa: Isa, columns: &[u16], panel: &mut [u16]) {

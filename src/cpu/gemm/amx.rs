@@ -3,7 +3,7 @@
 //! Panels of pairs are what the second operand of `tdpbf16ps` has to be: 16 lines of 16 pairs. A row's sums do not depend on the rows
 //! beside it, so all products of a process take this way or none does.
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 
 use super::tiles::{LANES, ROWS, Shape, Tiles};
 use super::{Call, Isa, Target, WIDTH};
@@ -12,19 +12,15 @@ const _: () = assert!(WIDTH == LANES, "a line of a panel is a row of a register"
 
 /// Values of the depth that one step takes.
 pub(crate) const TILE_DEPTH: usize = 2 * LANES;
-/// Bytes that each panel is fetched ahead by the first rows that meet it: later rows find it in the cache.
-const AHEAD: usize = 2048;
-
 /// `out (+)= a b`, in pairs of bf16; `call.depth` is rounded up to whole pairs. Fastest where rows, panels and sums begin on cache lines.
-/// `fetch` says that the panels are yet to come from memory.
 pub(crate) fn run(
     tiles: &mut impl Tiles,
     call: &Call<'_, u16>,
     b: &[&[u16]],
     out: Target<'_>,
-    fetch: bool,
+    ahead: &mut Ahead,
 ) {
-    run_terms(tiles, call, [(call.a, b)], out, fetch);
+    run_terms(tiles, call, [(call.a, b)], out, ahead);
 }
 
 /// The same of numbers that are sums of two bf16, but for the product of both low parts: `call.a` and `b` are the high ones.
@@ -34,10 +30,10 @@ pub(super) fn run_split(
     low: &[u16],
     (b, b_low): (&[&[u16]], &[&[u16]]),
     out: Target<'_>,
-    fetch: bool,
+    ahead: &mut Ahead,
 ) {
     let terms = [(low, b), (call.a, b_low), (call.a, b)];
-    run_terms(tiles, call, terms, out, fetch);
+    run_terms(tiles, call, terms, out, ahead);
 }
 
 /// `out (+)= Σ a b` over the terms, each of the shape of `call`.
@@ -46,7 +42,7 @@ fn run_terms<const TERMS: usize>(
     call: &Call<'_, u16>,
     terms: [(&[u16], &[&[u16]]); TERMS],
     out: Target<'_>,
-    fetch: bool,
+    ahead: &mut Ahead,
 ) {
     let pairs = call.depth.div_ceil(2);
     let (rows, panels) = (call.rows, terms[0].1.len());
@@ -88,15 +84,14 @@ fn run_terms<const TERMS: usize>(
                     out_row_bytes: 4 * out.row_stride,
                     out_panel_bytes: 4 * out.panel_stride,
                     fresh: call.fresh && stretch.start == 0,
-                    fetch: fetch && row == 0,
                 };
                 // SAFETY: the assertions above cover every row and panel, and the shape every row of this corner.
                 unsafe {
                     match (second > 0, two) {
-                        (true, true) => corner.run::<true, true>(tiles),
-                        (true, false) => corner.run::<true, false>(tiles),
-                        (false, true) => corner.run::<false, true>(tiles),
-                        (false, false) => corner.run::<false, false>(tiles),
+                        (true, true) => corner.run::<true, true>(tiles, ahead),
+                        (true, false) => corner.run::<true, false>(tiles, ahead),
+                        (false, true) => corner.run::<false, true>(tiles, ahead),
+                        (false, false) => corner.run::<false, false>(tiles, ahead),
                     }
                 }
             }
@@ -115,8 +110,6 @@ struct Corner<const TERMS: usize> {
     out_row_bytes: usize,
     out_panel_bytes: usize,
     fresh: bool,
-    /// Whether the panels are yet to be fetched.
-    fetch: bool,
 }
 
 impl<const TERMS: usize> Corner<TERMS> {
@@ -124,7 +117,11 @@ impl<const TERMS: usize> Corner<TERMS> {
     ///
     /// # Safety
     /// All of the input, the weights and the sums must be there, in the shape that is set.
-    unsafe fn run<const TWO_BLOCKS: bool, const TWO_PANELS: bool>(&self, tiles: &mut impl Tiles) {
+    unsafe fn run<const TWO_BLOCKS: bool, const TWO_PANELS: bool>(
+        &self,
+        tiles: &mut impl Tiles,
+        ahead: &mut Ahead,
+    ) {
         let below = self.out.wrapping_add(ROWS * self.out_row_bytes);
         let right = self.out_panel_bytes;
         // SAFETY: by the caller's promise; what is not there is not touched.
@@ -147,15 +144,10 @@ impl<const TERMS: usize> Corner<TERMS> {
                 }
             }
             for step in 0..self.steps {
+                ahead.step();
                 for (a, b) in self.terms {
                     let a = a.wrapping_add(step * self.step_bytes);
                     let b = b.map(|b| b.wrapping_add(step * self.step_bytes * WIDTH));
-                    if self.fetch {
-                        fetch::<AHEAD>(b[0]);
-                        if TWO_PANELS {
-                            fetch::<AHEAD>(b[1]);
-                        }
-                    }
                     tiles.load::<6>(b[0], LINE);
                     tiles.load::<4>(a, self.row_bytes);
                     tiles.dot::<0, 4, 6>();
@@ -189,13 +181,41 @@ impl<const TERMS: usize> Corner<TERMS> {
 /// Bytes of a line of a panel.
 pub(super) const LINE: usize = 4 * WIDTH;
 
-/// Fetches the lines of a step, so many bytes ahead of where a panel is read.
-#[inline(always)]
-pub(super) fn fetch<const BYTES: usize>(panel: *const u8) {
-    for line in 0..LANES {
-        let place = panel.wrapping_add(BYTES + line * LINE);
-        // SAFETY: a prefetch changes nothing and never faults, wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) }
+/// What will be read next: a little of it is fetched with every step, so that memory never waits for products nor they for it.
+pub(crate) struct Ahead {
+    place: *const u8,
+    /// Lines that a step fetches.
+    lines: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub(crate) const fn nothing() -> Self {
+        Self {
+            place: std::ptr::null(),
+            lines: 0,
+        }
+    }
+
+    /// Fetches so many lines at once, and `each` further ones with every step.
+    pub(super) fn new(next: &[u8], at_once: usize, each: usize) -> Self {
+        let mut ahead = Self {
+            place: next.as_ptr(),
+            lines: at_once,
+        };
+        ahead.step();
+        ahead.lines = each;
+        ahead
+    }
+
+    /// Fetches the lines of a step, into the second-level cache: they would drive from the first what is read now.
+    #[inline(always)]
+    pub(super) fn step(&mut self) {
+        for _ in 0..self.lines {
+            // SAFETY: a prefetch changes nothing and never faults, wherever it points.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.place.cast()) }
+            self.place = self.place.wrapping_add(LINE);
+        }
     }
 }
 
@@ -284,7 +304,7 @@ mod tests {
                 };
                 let b: Vec<_> = self.b.chunks(self.depth * WIDTH).collect();
                 let out = Target::accumulators(&mut acc[..]);
-                run(tiles, &call, &b, out, true);
+                run(tiles, &call, &b, out, &mut Ahead::nothing());
             }
             acc
         }

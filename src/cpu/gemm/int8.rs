@@ -9,7 +9,7 @@
 
 use super::{Accumulators, Input, Isa, Level, WIDTH};
 #[cfg(target_arch = "x86_64")]
-use super::{Call, Hardware, Target, avx512, int8_amx, interleaved, kinds};
+use super::{Call, Hardware, Target, amx, avx512, int8_amx, interleaved, kinds};
 use crate::cpu::isa::per_isa;
 
 /// Depth that shares one scale.
@@ -175,7 +175,7 @@ impl Rows {
     #[cfg(target_arch = "x86_64")]
     pub(super) fn multiply_in_tiles(
         &self,
-        kernel: (&mut Hardware, Isa),
+        kernel: (&mut Hardware, &mut amx::Ahead, Isa),
         part: (usize, usize),
         (b, size): (&[i8], usize),
         acc: &mut Accumulators,
@@ -371,7 +371,8 @@ mod tests {
             for first in (0..rows.count).step_by(32) {
                 let part = (first, 32.min(rows.count - first));
                 let mut sums = Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
-                rows.multiply_in_tiles((&mut tiles, isa), part, (&panels, size), &mut sums);
+                let kernel = (&mut tiles, &mut amx::Ahead::nothing(), isa);
+                rows.multiply_in_tiles(kernel, part, (&panels, size), &mut sums);
                 for (acc, sums) in acc.iter_mut().zip(&*sums) {
                     acc[first..first + part.1].copy_from_slice(&sums[..part.1]);
                 }

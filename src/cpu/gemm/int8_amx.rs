@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::amx::{LINE, fetch};
+use super::amx::{Ahead, LINE};
 use super::int8::SEGMENT;
 use super::tiles::{LANES, ROWS, Shape, Tiles};
 use super::{Accumulators, Isa, MAX_PANELS, WIDTH};
@@ -14,8 +14,6 @@ use crate::cpu::isa::per_isa;
 
 /// Values of the depth that one step takes.
 pub(super) const STEP: usize = 4 * LANES;
-/// Bytes that each panel is fetched ahead by the first rows that meet it.
-const AHEAD: usize = 4096;
 const _: () = assert!(SEGMENT.is_multiple_of(STEP));
 
 /// Rows of a block as bytes, `[K / SEGMENT][rows][SEGMENT]`.
@@ -50,7 +48,7 @@ impl Halves {
     /// `acc [panel][part] = part · panel` for panels of `size` weights: so many rows from `first` on, a whole register's; `scales` is `[K / SEGMENT][rows]`.
     pub(super) fn multiply(
         &self,
-        (tiles, isa): (&mut impl Tiles, Isa),
+        (tiles, ahead, isa): (&mut impl Tiles, &mut Ahead, Isa),
         (scales, (first_row, count_rows)): (&[f32], (usize, usize)),
         (b, size): (&[i8], usize),
         acc: &mut Accumulators,
@@ -81,10 +79,9 @@ impl Halves {
                         low: self.low[at..].as_ptr(),
                         b: [b, b.wrapping_add(if two { size } else { 0 })],
                         steps: SEGMENT.min(depth - first) / STEP,
-                        fetch: row == 0,
                     };
                     // SAFETY: the assertions above cover every row and both panels of the segment; a register fits into its sums.
-                    unsafe { corner.run(tiles, two, &mut sums[turn]) }
+                    unsafe { corner.run((tiles, ahead), two, &mut sums[turn]) }
                     turn = 1 - turn;
                     let next = Sum {
                         panels: panel..(panel + 2).min(count),
@@ -133,8 +130,6 @@ struct Corner {
     low: *const u8,
     b: [*const u8; 2],
     steps: usize,
-    /// Whether the panels are yet to be fetched.
-    fetch: bool,
 }
 
 impl Corner {
@@ -142,7 +137,12 @@ impl Corner {
     ///
     /// # Safety
     /// All of the input and the weights must be there, in the shape that is set.
-    unsafe fn run(&self, tiles: &mut impl Tiles, two: bool, sums: &mut Sums) {
+    unsafe fn run(
+        &self,
+        (tiles, ahead): (&mut impl Tiles, &mut Ahead),
+        two: bool,
+        sums: &mut Sums,
+    ) {
         // SAFETY: by the caller's promise; a register is no larger than its sums.
         unsafe {
             tiles.zero::<0>();
@@ -151,12 +151,7 @@ impl Corner {
             tiles.zero::<3>();
             let (mut high, mut low, [mut left, mut right]) = (self.high, self.low, self.b);
             for _ in 0..self.steps {
-                if self.fetch {
-                    fetch::<AHEAD>(left);
-                    if two {
-                        fetch::<AHEAD>(right);
-                    }
-                }
+                ahead.step();
                 tiles.load::<6>(left, LINE);
                 tiles.load::<4>(high, SEGMENT);
                 tiles.dot_signed::<0, 4, 6>();
@@ -239,7 +234,8 @@ mod tests {
             let mut acc = Box::new([[[f32::NAN; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
             let panels = (&b[..], depth * WIDTH);
             let all = (&scales[..], (0, rows));
-            halves.multiply((&mut Model::new(), isa), all, panels, &mut acc);
+            let kernel = (&mut Model::new(), &mut Ahead::nothing(), isa);
+            halves.multiply(kernel, all, panels, &mut acc);
             for (panel, b) in b.chunks(depth * WIDTH).enumerate() {
                 for (row, column) in (0..rows).flat_map(|r| (0..WIDTH).map(move |c| (r, c))) {
                     let mut expected = 0.0;

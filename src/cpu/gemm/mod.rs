@@ -31,7 +31,7 @@ mod tiled;
 mod tiles;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use amx::{REGISTER_PRODUCTS, TILE_DEPTH, register_products, run as run_tiles};
+pub(crate) use amx::{Ahead, REGISTER_PRODUCTS, TILE_DEPTH, register_products, run as run_tiles};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{Side, interleave, round_to_bf16, run as run_avx512};
 #[cfg(target_arch = "x86_64")]

@@ -250,6 +250,18 @@ impl Panels {
         self.stored.depth(self.k) * WIDTH
     }
 
+    /// Bytes of a panel.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn panel_bytes(&self) -> usize {
+        self.panel_values() * self.stored.bytes()
+    }
+
+    /// All panels from `panel` on.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn bytes_from(&self, panel: usize) -> &[u8] {
+        &bytemuck::cast_slice(&self.lines)[panel * self.panel_bytes()..]
+    }
+
     /// All panels, one after the other.
     pub(crate) fn values(&self) -> Values<'_> {
         let n = self.count * self.panel_values();

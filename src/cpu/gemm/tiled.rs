@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use super::amx::{Ahead, LINE};
 use super::panels::Values;
 use super::{Hardware, Isa, Job, Span, Target, WIDTH, Workspace, amx};
 
@@ -12,6 +13,10 @@ use super::{Hardware, Isa, Job, Span, Target, WIDTH, Workspace, amx};
 const ROWS: usize = 32;
 /// Panels of a part.
 const PANELS: usize = 2;
+/// Lines that a step reads of a panel.
+const LINES: usize = 16;
+/// Most lines that are fetched before the first products.
+const AT_ONCE: usize = 1024;
 /// Most rows of a block: weights come from memory once per block.
 const BLOCK_ROWS: usize = 192;
 /// Bytes of input that a block may span, of the second-level cache, which is 2 MiB where there are tile registers.
@@ -46,6 +51,15 @@ impl Job<'_> {
         if size == 0 {
             acc.as_flattened_mut().as_flattened_mut().fill(0.0);
         }
+        // A step reads a KiB of each panel, where weights are split of each half, for all rows of two registers, or of one.
+        let (each, parts) = match values {
+            Values::Split(_) => (2 * PANELS * LINES, span.rows.div_ceil(ROWS)),
+            Values::Fours(_) => (PANELS * LINES, span.rows.div_ceil(ROWS / 2)),
+            _ => (PANELS * LINES, span.rows.div_ceil(ROWS)),
+        };
+        let first = PANELS * self.w.panels.panel_bytes() / LINE;
+        let next = self.w.panels.bytes_from(panels.start);
+        let mut ahead = Ahead::new(next, first.min(AT_ONCE), each.div_ceil(parts));
         if let Values::Fours(_) = values {
             let (rounded, x) = (&mut workspace.rounded, &self.x);
             rounded.load(isa, name, x, input, span.rows);
@@ -62,7 +76,7 @@ impl Job<'_> {
                         for (call, at) in x.calls(part, (count, size)) {
                             let b = strided(&b[panel * size + at * WIDTH..], size);
                             let out = Target::accumulators(acc);
-                            amx::run(&mut tiles, &call, &b[..count], out, first == 0);
+                            amx::run(&mut tiles, &call, &b[..count], out, &mut ahead);
                         }
                     }
                     Values::Split(b) => {
@@ -73,13 +87,13 @@ impl Job<'_> {
                             let b = [b, &b[size..]].map(|b| strided(b, 2 * size));
                             let b = (&b[0][..count], &b[1][..count]);
                             let out = Target::accumulators(acc);
-                            amx::run_split(&mut tiles, &call, low, b, out, first == 0);
+                            amx::run_split(&mut tiles, &call, low, b, out, &mut ahead);
                         }
                     }
                     Values::Fours(b) => {
                         let b = (&b[panel * size..][..count * size], size);
-                        let rounded = &workspace.rounded;
-                        rounded.multiply_in_tiles((&mut tiles, isa), part, b, acc);
+                        let kernel = (&mut tiles, &mut ahead, isa);
+                        workspace.rounded.multiply_in_tiles(kernel, part, b, acc);
                     }
                     Values::F32(_) | Values::Bf16(_) | Values::I8(_) => {
                         unreachable!("weights packed for other kernels. This is a bug.")
