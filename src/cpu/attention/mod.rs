@@ -3,7 +3,7 @@
 //! Both pack keys as `[keys / 16][Dh][16]` and values as `[Dh / 16][keys][16]`, so that scores and weighted sums are products of the kernel that
 //! linear layers use. Over the cache they are in f32, of keys and values that the cache keeps in f32 or, beside weights that are not f32, rounded to
 //! bf16 as they are stored and widened as they are read; inside sequences queries, keys, weights and values are rounded to bf16 where weights of
-//! linear layers are, and the CPU multiplies that in pairs. Scores of a block of queries are kept whole: the softmax is exact, not an online one, and
+//! linear layers are, and the CPU multiplies that in pairs or in tile registers. Scores of a block of queries are kept whole: the softmax is exact, not an online one, and
 //! a row's sums run over its keys from the first to the last, whatever else is in the block.
 
 mod block;

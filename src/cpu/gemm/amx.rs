@@ -222,8 +222,9 @@ impl Ahead {
 /// Multiply-adds of one step of [`register_products`].
 pub(crate) const REGISTER_PRODUCTS: usize = 4 * ROWS * LANES * 2 * LANES;
 
-/// `steps` steps on registers alone, for measuring what they can do at most; 0 where there are none.
-pub(crate) fn register_products(isa: Isa, steps: usize, seed: f32) -> f32 {
+/// `steps` steps on registers alone, for measuring what they can do at most: of pairs of bf16 or, `BYTES`, of 16-bit integers by int8, each of which takes
+/// two products of bytes. 0 where there are no such registers.
+pub(crate) fn register_products<const BYTES: bool>(isa: Isa, steps: usize, seed: f32) -> f32 {
     let Some(mut tiles) = isa.tiles() else {
         return 0.0;
     };
@@ -239,10 +240,17 @@ pub(crate) fn register_products(isa: Isa, steps: usize, seed: f32) -> f32 {
         tiles.load::<6>(values.as_ptr().cast(), 4 * LANES);
         tiles.load::<7>(values.as_ptr().cast(), 4 * LANES);
         for _ in 0..steps {
-            tiles.dot::<0, 4, 6>();
-            tiles.dot::<1, 4, 7>();
-            tiles.dot::<2, 5, 6>();
-            tiles.dot::<3, 5, 7>();
+            if BYTES {
+                tiles.dot_signed::<0, 4, 6>();
+                tiles.dot_unsigned::<1, 5, 6>();
+                tiles.dot_signed::<2, 4, 7>();
+                tiles.dot_unsigned::<3, 5, 7>();
+            } else {
+                tiles.dot::<0, 4, 6>();
+                tiles.dot::<1, 4, 7>();
+                tiles.dot::<2, 5, 6>();
+                tiles.dot::<3, 5, 7>();
+            }
         }
         tiles.store::<0>(values.as_mut_ptr().cast(), 4 * LANES);
     }

@@ -1,7 +1,8 @@
 //! Matrix products on packed weights: linear layers and, as products over shifted rows, convolutions.
 //!
 //! Every output is one chain of multiply-adds over `k = 0, 1, …`, in that order, whatever the number of input rows and whatever kernel
-//! computes it; with pairs of bf16 it is a chain over pairs (in tile registers over the sums of 16 pairs), with int8 weights over the exact sums of fixed stretches of `k`. So a row's bytes do not depend on its
+//! computes it; with pairs of bf16 it is a chain over pairs, in tile registers over the sums of 16 pairs, with int8 weights over the exact sums of fixed
+//! stretches of `k`. So a row's bytes do not depend on its
 //! neighbours nor on the threads. What may be chosen freely, and is chosen for speed, is which outputs are computed together.
 
 mod accumulate;

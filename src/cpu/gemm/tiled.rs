@@ -17,7 +17,7 @@ const PANELS: usize = 2;
 const LINES: usize = 16;
 /// Most lines that are fetched before the first products.
 const AT_ONCE: usize = 1024;
-/// Most rows of a block: weights come from memory once per block.
+/// Most rows of a block that several threads share out: weights come from memory once per block.
 const BLOCK_ROWS: usize = 192;
 /// Bytes of input that a block may span, of the second-level cache, which is 2 MiB where there are tile registers.
 const BLOCK_BYTES: usize = 1536 * 1024;
@@ -25,7 +25,11 @@ const BLOCK_BYTES: usize = 1536 * 1024;
 /// Rows of the blocks that `spans` are cut into: as even as whole parts can be, and as many for every thread, so that what a thread has written it
 /// also reads.
 pub(super) fn block_rows(spans: &[Span], row_bytes: usize, threads: usize) -> usize {
-    let most = ((BLOCK_BYTES / row_bytes).min(BLOCK_ROWS) / ROWS).max(1);
+    let most = match threads {
+        1 => BLOCK_BYTES / row_bytes,
+        _ => (BLOCK_BYTES / row_bytes).min(BLOCK_ROWS),
+    };
+    let most = (most / ROWS).max(1);
     let longest = spans.iter().map(|s| s.rows.div_ceil(ROWS)).max();
     let parts = longest.unwrap_or(0).max(1);
     let blocks = match parts.div_ceil(most) {
