@@ -165,7 +165,7 @@ impl Operands for Tiled {
         let mut tiles = isa.tiles().expect("this CPU has tile registers");
         let depth = call.depth.next_multiple_of(Self::WHOLE);
         let call = Call { depth, ..*call };
-        run_tiles(&mut tiles, &call, b, out, &mut Ahead::nothing());
+        run_tiles(&mut tiles, &call, b, out, &mut Ahead::Nothing);
     }
 
     fn lay_columns(isa: Isa, columns: &[u16], panel: &mut [u16]) {

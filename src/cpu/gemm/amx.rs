@@ -3,7 +3,7 @@
 //! Panels of pairs are what the second operand of `tdpbf16ps` has to be: 16 lines of 16 pairs. A row's sums do not depend on the rows
 //! beside it, so all products of a process take this way or none does.
 
-use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
 use super::tiles::{LANES, ROWS, Shape, Tiles};
 use super::{Call, Isa, Target, WIDTH};
@@ -144,10 +144,13 @@ impl<const TERMS: usize> Corner<TERMS> {
                 }
             }
             for step in 0..self.steps {
-                ahead.step();
-                for (a, b) in self.terms {
+                for (term, (a, b)) in self.terms.into_iter().enumerate() {
                     let a = a.wrapping_add(step * self.step_bytes);
                     let b = b.map(|b| b.wrapping_add(step * self.step_bytes * WIDTH));
+                    // The last two terms have read all that the first reads.
+                    if term + 2 >= TERMS {
+                        ahead.step(b, TWO_PANELS);
+                    }
                     tiles.load::<6>(b[0], LINE);
                     tiles.load::<4>(a, self.row_bytes);
                     tiles.dot::<0, 4, 6>();
@@ -181,41 +184,49 @@ impl<const TERMS: usize> Corner<TERMS> {
 /// Bytes of a line of a panel.
 pub(super) const LINE: usize = 4 * WIDTH;
 
-/// What will be read next: a little of it is fetched with every step, so that memory never waits for products nor they for it.
-pub(crate) struct Ahead {
-    place: *const u8,
-    /// Lines that a step fetches.
-    lines: usize,
+/// What will be read next: some of it is fetched with every step, so that memory never waits for products nor they for it.
+pub(crate) enum Ahead {
+    /// Nothing: all is in the cache.
+    Nothing,
+    /// The panels that are read, two steps ahead: where each is read once, that is as fast as memory is.
+    Near,
+    /// Later panels, so many lines with every step, into the second-level cache: while several registers of rows pass the panels that are in the first.
+    Far { place: *const u8, lines: usize },
 }
 
 impl Ahead {
-    /// Nothing.
-    pub(crate) const fn nothing() -> Self {
-        Self {
-            place: std::ptr::null(),
-            lines: 0,
-        }
+    /// Bytes of two steps of a panel.
+    const NEAR: usize = 2 * LANES * LINE;
+
+    /// Fetches so many lines of what is `next`, and `each` further ones with every step.
+    pub(super) fn far(next: &[u8], at_once: usize, each: usize) -> Self {
+        let mut place = next.as_ptr();
+        fetch::<_MM_HINT_T1>(&mut place, at_once);
+        Self::Far { place, lines: each }
     }
 
-    /// Fetches so many lines at once, and `each` further ones with every step.
-    pub(super) fn new(next: &[u8], at_once: usize, each: usize) -> Self {
-        let mut ahead = Self {
-            place: next.as_ptr(),
-            lines: at_once,
-        };
-        ahead.step();
-        ahead.lines = each;
-        ahead
-    }
-
-    /// Fetches the lines of a step, into the second-level cache: they would drive from the first what is read now.
+    /// Fetches what belongs to a step that reads one or both `panels`.
     #[inline(always)]
-    pub(super) fn step(&mut self) {
-        for _ in 0..self.lines {
-            // SAFETY: a prefetch changes nothing and never faults, wherever it points.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.place.cast()) }
-            self.place = self.place.wrapping_add(LINE);
+    pub(super) fn step(&mut self, panels: [*const u8; 2], both: bool) {
+        match self {
+            Self::Nothing => {}
+            Self::Near => {
+                for panel in &panels[..1 + usize::from(both)] {
+                    fetch::<_MM_HINT_T0>(&mut panel.wrapping_add(Self::NEAR), LANES);
+                }
+            }
+            Self::Far { place, lines } => fetch::<_MM_HINT_T1>(place, *lines),
         }
+    }
+}
+
+/// Fetches so many lines, and moves on behind them.
+#[inline(always)]
+fn fetch<const HINT: i32>(place: &mut *const u8, lines: usize) {
+    for _ in 0..lines {
+        // SAFETY: a prefetch changes nothing and never faults, wherever it points.
+        unsafe { _mm_prefetch::<HINT>(place.cast()) }
+        *place = place.wrapping_add(LINE);
     }
 }
 
@@ -312,7 +323,7 @@ mod tests {
                 };
                 let b: Vec<_> = self.b.chunks(self.depth * WIDTH).collect();
                 let out = Target::accumulators(&mut acc[..]);
-                run(tiles, &call, &b, out, &mut Ahead::nothing());
+                run(tiles, &call, &b, out, &mut Ahead::Nothing);
             }
             acc
         }

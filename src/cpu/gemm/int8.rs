@@ -371,7 +371,7 @@ mod tests {
             for first in (0..rows.count).step_by(32) {
                 let part = (first, 32.min(rows.count - first));
                 let mut sums = Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
-                let kernel = (&mut tiles, &mut amx::Ahead::nothing(), isa);
+                let kernel = (&mut tiles, &mut amx::Ahead::Nothing, isa);
                 rows.multiply_in_tiles(kernel, part, (&panels, size), &mut sums);
                 for (acc, sums) in acc.iter_mut().zip(&*sums) {
                     acc[first..first + part.1].copy_from_slice(&sums[..part.1]);

@@ -3,8 +3,6 @@
 //! In: a block of rows rounded to 16 bits, and panels `[K / 4][16][4]`, their depth rounded up to whole steps. Out: the same bytes as the other kernels':
 //! a 16-bit integer is `256 · high + low`, so its product is that of a signed and of an unsigned byte, both exact over a stretch.
 
-use std::ops::Range;
-
 use super::amx::{Ahead, LINE};
 use super::int8::SEGMENT;
 use super::tiles::{LANES, ROWS, Shape, Tiles};
@@ -65,9 +63,7 @@ impl Halves {
             rows: [self.per_tile; 2],
             words: LANES,
         });
-        // What registers have summed is scaled while they sum the next.
-        let mut sums = [const { Sums([[[0; WIDTH]; ROWS]; 4]) }; 2];
-        let (mut turn, mut waiting) = (0, None);
+        let mut sums = Sums([[[0; WIDTH]; ROWS]; 4]);
         for panel in (0..count).step_by(2) {
             let two = panel + 1 < count;
             for (segment, first) in (0..depth).step_by(SEGMENT).enumerate() {
@@ -81,43 +77,18 @@ impl Halves {
                         steps: SEGMENT.min(depth - first) / STEP,
                     };
                     // SAFETY: the assertions above cover every row and both panels of the segment; a register fits into its sums.
-                    unsafe { corner.run((tiles, ahead), two, &mut sums[turn]) }
-                    turn = 1 - turn;
-                    let next = Sum {
-                        panels: panel..(panel + 2).min(count),
-                        segment,
-                        rows: row..(row + self.per_tile).min(part.end),
-                        first_row,
-                    };
-                    if let Some(done) = waiting.replace(next) {
-                        self.scale(isa, &done, &sums[turn], scales, acc);
+                    unsafe { corner.run((tiles, ahead), two, &mut sums) }
+                    let rows = row..(row + self.per_tile).min(part.end);
+                    let scales = &scales[segment * self.rows..][rows.clone()];
+                    let acc = acc[panel..(panel + 2).min(count)].iter_mut();
+                    for (acc, [high, low]) in acc.zip(sums.0.as_chunks::<2>().0) {
+                        let acc = &mut acc[row - first_row..][..rows.len()];
+                        add(isa, (high, low), scales, segment == 0, acc);
                     }
                 }
             }
         }
-        if let Some(last) = waiting {
-            self.scale(isa, &last, &sums[1 - turn], scales, acc);
-        }
     }
-
-    /// Adds what registers have summed to the accumulators.
-    fn scale(&self, isa: Isa, sum: &Sum, sums: &Sums, scales: &[f32], acc: &mut Accumulators) {
-        let scales = &scales[sum.segment * self.rows..][sum.rows.clone()];
-        let panels = acc[sum.panels.clone()].iter_mut();
-        for (acc, [high, low]) in panels.zip(sums.0.as_chunks::<2>().0) {
-            let acc = &mut acc[sum.rows.start - sum.first_row..][..sum.rows.len()];
-            add(isa, (high, low), scales, sum.segment == 0, acc);
-        }
-    }
-}
-
-/// What registers sum at once: a register of rows, one or two panels, one segment.
-struct Sum {
-    panels: Range<usize>,
-    segment: usize,
-    rows: Range<usize>,
-    /// Row of the first accumulators.
-    first_row: usize,
 }
 
 /// Sums of the high and of the low bytes by one panel, and by the next.
@@ -151,7 +122,7 @@ impl Corner {
             tiles.zero::<3>();
             let (mut high, mut low, [mut left, mut right]) = (self.high, self.low, self.b);
             for _ in 0..self.steps {
-                ahead.step();
+                ahead.step([left, right], two);
                 tiles.load::<6>(left, LINE);
                 tiles.load::<4>(high, SEGMENT);
                 tiles.dot_signed::<0, 4, 6>();
@@ -191,15 +162,9 @@ per_isa! {
     fn add<FMA>(sums: (&[[i32; WIDTH]; ROWS], &[[i32; WIDTH]; ROWS]), scales: &[f32], first: bool, acc: &mut [[f32; WIDTH]]) {
         let rows = sums.0.iter().zip(sums.1).zip(scales);
         for (((high, low), scale), acc) in rows.zip(acc) {
-            let mut sums = [0.0; WIDTH];
             for j in 0..WIDTH {
-                sums[j] = scale * ((high[j] << 8) + low[j]) as f32;
-            }
-            if first {
-                *acc = [0.0; WIDTH];
-            }
-            for j in 0..WIDTH {
-                acc[j] += sums[j];
+                let old = if first { 0.0 } else { acc[j] };
+                acc[j] = old + scale * ((high[j] << 8) + low[j]) as f32;
             }
         }
     }
@@ -234,7 +199,7 @@ mod tests {
             let mut acc = Box::new([[[f32::NAN; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
             let panels = (&b[..], depth * WIDTH);
             let all = (&scales[..], (0, rows));
-            let kernel = (&mut Model::new(), &mut Ahead::nothing(), isa);
+            let kernel = (&mut Model::new(), &mut Ahead::Nothing, isa);
             halves.multiply(kernel, all, panels, &mut acc);
             for (panel, b) in b.chunks(depth * WIDTH).enumerate() {
                 for (row, column) in (0..rows).flat_map(|r| (0..WIDTH).map(move |c| (r, c))) {

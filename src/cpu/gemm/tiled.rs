@@ -1,13 +1,13 @@
 //! Products in tile registers: a block of rows by some panels, part by part.
 //!
 //! A part is what registers hold sums of: 32 rows by two panels. It is stored as soon as it is summed, while it is in the first-level cache, and the two
-//! panels stay there for the parts below it.
+//! panels stay there for the parts below it. Where there are none below, weights are read once, and four panels are summed before they are stored.
 
 use std::ops::Range;
 
 use super::amx::{Ahead, LINE};
 use super::panels::Values;
-use super::{Hardware, Isa, Job, Span, Target, WIDTH, Workspace, amx};
+use super::{Hardware, Isa, Job, MAX_PANELS, Span, Target, WIDTH, Workspace, amx};
 
 /// Rows of a part.
 const ROWS: usize = 32;
@@ -55,21 +55,26 @@ impl Job<'_> {
         if size == 0 {
             acc.as_flattened_mut().as_flattened_mut().fill(0.0);
         }
-        // A step reads a KiB of each panel, where weights are split of each half, for all rows of two registers, or of one.
-        let (each, parts) = match values {
-            Values::Split(_) => (2 * PANELS * LINES, span.rows.div_ceil(ROWS)),
-            Values::Fours(_) => (PANELS * LINES, span.rows.div_ceil(ROWS / 2)),
-            _ => (PANELS * LINES, span.rows.div_ceil(ROWS)),
+        // A step reads a KiB of each panel for all rows of two registers, or of one; where weights are split it fetches twice.
+        let parts = span.rows.div_ceil(match values {
+            Values::Fours(_) => ROWS / 2,
+            _ => ROWS,
+        });
+        let (mut ahead, at_once) = match span.rows {
+            0..=ROWS => (Ahead::Near, MAX_PANELS),
+            _ => {
+                let first = PANELS * self.w.panels.panel_bytes() / LINE;
+                let next = self.w.panels.bytes_from(panels.start);
+                let each = (PANELS * LINES).div_ceil(parts);
+                (Ahead::far(next, first.min(AT_ONCE), each), PANELS)
+            }
         };
-        let first = PANELS * self.w.panels.panel_bytes() / LINE;
-        let next = self.w.panels.bytes_from(panels.start);
-        let mut ahead = Ahead::new(next, first.min(AT_ONCE), each.div_ceil(parts));
         if let Values::Fours(_) = values {
             let (rounded, x) = (&mut workspace.rounded, &self.x);
             rounded.load(isa, name, x, input, span.rows);
         }
-        for panel in panels.clone().step_by(PANELS) {
-            let count = PANELS.min(panels.end - panel);
+        for panel in panels.clone().step_by(at_once) {
+            let count = at_once.min(panels.end - panel);
             for first in (0..span.rows).step_by(ROWS) {
                 let part = (first, ROWS.min(span.rows - first));
                 let row = span.out + (offset + first) * self.row_step;
@@ -110,6 +115,6 @@ impl Job<'_> {
 }
 
 /// Panels `stride` apart, from their first on: as many as there are, then empty ones.
-fn strided<T>(b: &[T], stride: usize) -> [&[T]; PANELS] {
+fn strided<T>(b: &[T], stride: usize) -> [&[T]; MAX_PANELS] {
     std::array::from_fn(|p| b.get(p * stride..).unwrap_or(&[]))
 }
