@@ -67,12 +67,12 @@ impl Buffer {
 /// What a thread keeps between calls: values that start on a cache line, where tile registers load and store them twice as fast. It grows as it is
 /// asked to, and panics where the system has no memory, as vectors do.
 #[derive(Default)]
-pub(crate) struct Kept<T> {
+pub(crate) struct Reused<T> {
     lines: Vec<Line>,
     values: PhantomData<T>,
 }
 
-impl<T: bytemuck::Pod> Kept<T> {
+impl<T: bytemuck::Pod> Reused<T> {
     /// Makes room for at least `len` values; new ones are zero.
     pub(crate) fn grow(&mut self, len: usize) {
         let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
@@ -83,7 +83,7 @@ impl<T: bytemuck::Pod> Kept<T> {
 }
 
 /// Everything, the unused tail of the last line included.
-impl<T: bytemuck::Pod> Deref for Kept<T> {
+impl<T: bytemuck::Pod> Deref for Reused<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -91,7 +91,7 @@ impl<T: bytemuck::Pod> Deref for Kept<T> {
     }
 }
 
-impl<T: bytemuck::Pod> DerefMut for Kept<T> {
+impl<T: bytemuck::Pod> DerefMut for Reused<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         bytemuck::cast_slice_mut(&mut self.lines)
     }

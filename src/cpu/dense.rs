@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::buffer::Kept;
+use super::buffer::Reused;
 use super::gemm::{self, Input, Output, Panels, Row, Span, Stored, WIDTH, Weights};
 use super::pool::{Pool, SharedMut};
 use super::{Activation, Cpu, Isa, Store, check_shape, rows, try_vec};
@@ -92,7 +92,7 @@ const MOST_ROWS: usize = 64;
 
 thread_local! {
     /// What lies between two layers.
-    static HIDDEN: RefCell<Kept<f32>> = RefCell::default();
+    static HIDDEN: RefCell<Reused<f32>> = RefCell::default();
 }
 
 /// `out = store(x Wᵀ + b)`: `x [N, K]`.

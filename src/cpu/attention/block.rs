@@ -1,7 +1,7 @@
 //! Attention of a block of queries of one head: scores, softmax, weighted sum.
 
 use super::super::Isa;
-use super::super::buffer::Kept;
+use super::super::buffer::Reused;
 use super::super::gemm::{Call, MAX_PANELS, Target, WIDTH};
 use super::super::isa::per_isa;
 use super::super::math::exp;
@@ -27,23 +27,23 @@ pub(super) struct Block<X> {
     depth: usize,
     width: usize,
     /// `[rows, depth]`, scaled, with the content bias.
-    q: Kept<X>,
+    q: Reused<X>,
     /// `[rows, depth]`, scaled, with the position bias.
-    q_position: Kept<X>,
+    q_position: Reused<X>,
     /// One query on its way there.
     scaled: Vec<f32>,
     /// Keys that each row sees.
     counts: Vec<usize>,
     /// `[rows, most keys]`, rows padded so that the last panel fits.
-    scores: Kept<f32>,
+    scores: Reused<f32>,
     /// `[rows, most keys]`, rows padded to whole steps.
-    weights: Kept<X>,
+    weights: Reused<X>,
     /// Scores by position of some panels, `[panel][rows][16]`.
-    by_position: Kept<f32>,
+    by_position: Reused<f32>,
     /// One over the sum of each row's weights.
     inverse: Vec<f32>,
     /// `[rows, width]`
-    out: Kept<f32>,
+    out: Reused<f32>,
 }
 
 impl<X: Rounded> Block<X> {
@@ -68,7 +68,7 @@ impl<X: Rounded> Block<X> {
             self.counts.len() * self.depth,
             (self.counts.len() + 1) * self.depth,
         );
-        let add = |scaled: &[f32], to: &mut Kept<X>| {
+        let add = |scaled: &[f32], to: &mut Reused<X>| {
             to.grow(end);
             X::round(isa, scaled, &mut to[first..end]);
         };

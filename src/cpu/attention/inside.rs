@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::super::buffer::Kept;
+use super::super::buffer::Reused;
 use super::super::gemm::{self, Input, Span, WIDTH, Weights};
 use super::super::pool::SharedMut;
 use super::super::{Cpu, Isa, WeightPrecision, check_shape};
@@ -20,7 +20,7 @@ thread_local! {
     #[cfg(target_arch = "x86_64")]
     static WORK_BF16: RefCell<Work<u16>> = RefCell::default();
     /// Queries, keys and values of one head.
-    static HEAD: RefCell<Kept<f32>> = RefCell::default();
+    static HEAD: RefCell<Reused<f32>> = RefCell::default();
 }
 
 type Work<T> = (Packed<T>, Block<T>);
@@ -132,7 +132,7 @@ impl<'a> Inside<'a> {
         &'b self,
         isa: Isa,
         (b, head): (usize, usize),
-        buffer: &'b mut Kept<f32>,
+        buffer: &'b mut Reused<f32>,
     ) -> Head<'b> {
         let (d, dh, range) = (self.d, self.d / self.heads, self.segments.range(b));
         match &self.projected {

@@ -1,7 +1,7 @@
 //! Where a block of queries finds its keys and values: pages of the cache, or one sequence packed for the purpose.
 
 use super::super::Isa;
-use super::super::buffer::Kept;
+use super::super::buffer::Reused;
 use super::super::gemm::WIDTH;
 use super::KvCache;
 use super::operand::{Operands, Rounded};
@@ -80,12 +80,12 @@ impl<'a, T> Pages<'a, T> {
 /// One sequence's keys, values and relative positions of one head; the buffers grow once.
 #[derive(Default)]
 pub(super) struct Packed<T> {
-    keys: Kept<T>,
-    values: Kept<T>,
-    positions: Kept<T>,
+    keys: Reused<T>,
+    values: Reused<T>,
+    positions: Reused<T>,
     rows: usize,
     /// Some rows, rounded.
-    rounded: Kept<T>,
+    rounded: Reused<T>,
 }
 
 impl<T: Rounded> Packed<T> {
@@ -150,8 +150,8 @@ fn transpose<'a, O: Operands<Left = T, Right = T>, T: Rounded>(
     isa: Isa,
     (rows, dh): (usize, usize),
     row: impl Fn(usize) -> &'a [f32],
-    out: &mut Kept<T>,
-    buffer: &mut Kept<T>,
+    out: &mut Reused<T>,
+    buffer: &mut Reused<T>,
 ) {
     let depth = dh.next_multiple_of(O::WHOLE);
     let size = depth * WIDTH;

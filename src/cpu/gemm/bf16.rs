@@ -4,16 +4,16 @@
 //! to be split, what that leaves of them, to the nearest bf16 too.
 
 use super::{Call, Input, Isa, Span, avx512};
-use crate::cpu::buffer::Kept;
+use crate::cpu::buffer::Reused;
 
 /// The rows of a block.
 #[derive(Default)]
 pub(super) struct Rows {
     /// Which block of which product this is.
     name: Option<(u64, usize)>,
-    values: Kept<u16>,
+    values: Reused<u16>,
     /// What `values` leave, of rows that are split.
-    low: Kept<u16>,
+    low: Reused<u16>,
     /// A row whose taps are apart, put together.
     gathered: Vec<f32>,
 }
@@ -74,7 +74,7 @@ impl Rows {
         span: Span,
         split: bool,
     ) -> Rounded<'_> {
-        let round = |x: &[f32], high: &mut Kept<u16>, low: &mut Kept<u16>, first: usize| {
+        let round = |x: &[f32], high: &mut Reused<u16>, low: &mut Reused<u16>, first: usize| {
             let end = first + x.len();
             high.grow(end);
             match split {

@@ -7,7 +7,7 @@ use super::amx::{Ahead, LINE};
 use super::int8::SEGMENT;
 use super::tiles::{LANES, ROWS, Shape, Tiles};
 use super::{Accumulators, Isa, MAX_PANELS, WIDTH};
-use crate::cpu::buffer::Kept;
+use crate::cpu::buffer::Reused;
 use crate::cpu::isa::per_isa;
 
 /// Values of the depth that one step takes.
@@ -17,8 +17,8 @@ const _: () = assert!(SEGMENT.is_multiple_of(STEP));
 /// Rows of a block as bytes, `[K / SEGMENT][rows][SEGMENT]`.
 #[derive(Default)]
 pub(super) struct Halves {
-    high: Kept<i8>,
-    low: Kept<u8>,
+    high: Reused<i8>,
+    low: Reused<u8>,
     rows: usize,
     /// Rows of a register, and of all of them: those past the block's last hold anything.
     per_tile: usize,

@@ -311,6 +311,7 @@ impl Job<'_> {
     /// The blocks of rows that chunks work on.
     fn row_blocks(&self, threads: usize, isa: Isa, spans: &[Span]) -> RowBlocks {
         let row_bytes = self.row_bytes(isa).max(1);
+        let _ = threads;
         #[cfg(target_arch = "x86_64")]
         if self.takes_tiles(isa) {
             return RowBlocks::new(spans, tiled::block_rows(spans, row_bytes, threads));

@@ -76,8 +76,8 @@ pub(crate) trait Tiles {
     fn dot_unsigned<const C: usize, const A: usize, const B: usize>(&mut self);
 }
 
-/// The registers of this CPU. Shapes are set only where they change, which takes as long as ten products; dropped, it leaves the registers
-/// to others: the system need not keep them any longer.
+/// The registers of this CPU, of which a thread has one at a time. Shapes are set only where they change, which takes as long as ten products; dropped, it
+/// leaves the registers to others: the system need not keep them any longer.
 pub(crate) struct Hardware {
     shape: Option<Shape>,
     /// They are a thread's.
