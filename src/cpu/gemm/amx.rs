@@ -12,6 +12,7 @@ const _: () = assert!(WIDTH == LANES, "a line of a panel is a row of a register"
 
 /// Values of the depth that one step takes.
 pub(crate) const TILE_DEPTH: usize = 2 * LANES;
+
 /// `out (+)= a b`, in pairs of bf16; `call.depth` is rounded up to whole pairs. Fastest where rows, panels and sums begin on cache lines.
 pub(crate) fn run(
     tiles: &mut impl Tiles,
