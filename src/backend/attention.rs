@@ -1,6 +1,6 @@
 //! Attention of the language model (rotary, grouped, paged) and of the flow (full or chunked, optionally relative).
 
-use super::{Memory, Result};
+use super::{Dense, Epilogue, Memory, Result};
 use crate::tensor::{Ids, Segments, Tensor};
 
 /// Which keys a query sees, within its own sequence. Masks are geometry, never tensors.
@@ -218,7 +218,7 @@ impl<B: Memory> AttnPlan<B> {
 }
 
 /// Attention ops.
-pub trait Attention: Memory {
+pub trait Attention: Dense {
     /// Keys and values of all layers in pages.
     type KvCache: Send + Sync;
 
@@ -262,4 +262,20 @@ pub trait Attention: Memory {
         masks: &Masks<Self>,
         out: &mut Tensor<Self>,
     ) -> Result<()>;
+
+    /// The same of `qkv = x Wᵀ + b`: `x [N, K]`. `qkv [N, 3 · H·Dh]` is for that product, and afterwards holds anything.
+    fn self_attention(
+        &self,
+        (x, w): (&Tensor<Self>, &Self::Linear),
+        qkv: &mut Tensor<Self>,
+        heads: usize,
+        segments: &Segments<Self>,
+        queries: &Segments<Self>,
+        rel: Option<RelPos<'_, Self>>,
+        masks: &Masks<Self>,
+        out: &mut Tensor<Self>,
+    ) -> Result<()> {
+        self.linear(x, w, Epilogue::None, qkv)?;
+        self.attention(qkv, heads, segments, queries, rel, masks, out)
+    }
 }

@@ -70,6 +70,20 @@ pub trait Dense: Memory {
         out: &mut Tensor<Self>,
     ) -> Result<()>;
 
+    /// Two layers, `out += down(act(up(x)))`: `x [N, K]`, `out [N, K']`. `hidden [N, M]` is for what lies between them, and afterwards holds anything.
+    fn feed_forward(
+        &self,
+        x: &Tensor<Self>,
+        up: &Self::Linear,
+        act: Act<'_, Self>,
+        down: &Self::Linear,
+        hidden: &mut Tensor<Self>,
+        out: &mut Tensor<Self>,
+    ) -> Result<()> {
+        self.linear(x, up, Epilogue::Act(act), hidden)?;
+        self.linear(hidden, down, Epilogue::Accumulate, out)
+    }
+
     /// `x = act(x)` in place.
     fn activate(&self, act: Act<'_, Self>, x: &mut Tensor<Self>) -> Result<()>;
 

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use super::model::{ModelArgs, resolve_model_dir};
 use crate::checkpoint::Checkpoint;
+use crate::cpu::Isa;
 use crate::engine::Device;
 
 /// Arguments of `doctor`.
@@ -45,7 +46,8 @@ fn cpu(out: &mut impl Write) -> std::io::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     writeln!(
         out,
-        "cpu        {cores} cores, features: {}",
+        "cpu        {cores} cores, kernels: {}, features: {}",
+        Isa::detect().name(),
         cpu_features().join(" ")
     )
 }

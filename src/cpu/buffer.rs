@@ -1,5 +1,8 @@
 //! Storage of CPU tensors: f32 values on cache-line boundaries.
 
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
 use super::out_of_memory;
 use super::pages::advise_huge_pages;
 use crate::backend::Result;
@@ -57,6 +60,39 @@ impl Buffer {
 
     /// The same, to be changed.
     pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.lines)
+    }
+}
+
+/// What a thread keeps between calls: values that start on a cache line, where tile registers load and store them twice as fast. It grows as it is
+/// asked to, and panics where the system has no memory, as vectors do.
+#[derive(Default)]
+pub(crate) struct Reused<T> {
+    lines: Vec<Line>,
+    values: PhantomData<T>,
+}
+
+impl<T: bytemuck::Pod> Reused<T> {
+    /// Makes room for at least `len` values; new ones are zero.
+    pub(crate) fn grow(&mut self, len: usize) {
+        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        if lines > self.lines.len() {
+            self.lines.resize(lines, Line([0.0; 16]));
+        }
+    }
+}
+
+/// Everything, the unused tail of the last line included.
+impl<T: bytemuck::Pod> Deref for Reused<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        bytemuck::cast_slice(&self.lines)
+    }
+}
+
+impl<T: bytemuck::Pod> DerefMut for Reused<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
         bytemuck::cast_slice_mut(&mut self.lines)
     }
 }

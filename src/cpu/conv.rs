@@ -93,7 +93,8 @@ impl Conv for Cpu {
         let bias = bias_or_zeros("pack_conv1d", bias, co);
         let stored = match fidelity {
             Fidelity::Usual => Stored::convolution(self.isa, self.options.weights),
-            Fidelity::Signal | Fidelity::Exact => Stored::F32,
+            Fidelity::Signal => Stored::signal(self.isa, self.options.weights),
+            Fidelity::Exact => Stored::F32,
         };
         let values = w.to_f32();
         let kernel = if groups > 1 && cig == 1 && co == groups {
@@ -135,11 +136,12 @@ impl Conv for Cpu {
         let (ci, co, taps) = (w.shape[0], w.shape[1], w.shape[2]);
         let values = w.to_f32();
         let count = co.div_ceil(WIDTH);
+        let stored = Stored::signal(self.isa, self.options.weights);
         let phase = |phase: usize| {
             // Input row r reaches output row r · stride + t − padding: the taps of a phase are `first + stride · j`, and tap j reads row `last − j`.
             let (first, last) = ((phase + padding) % stride, (phase + padding) / stride);
             let reach = taps.saturating_sub(first).div_ceil(stride);
-            let panels = Panels::pack(count, reach * ci, Stored::F32, |c, row| {
+            let panels = Panels::pack(count, reach * ci, stored, |c, row| {
                 (c < co).then(|| {
                     for (i, v) in row.iter_mut().enumerate() {
                         let t = first + stride * (reach - 1 - i / ci);

@@ -1,7 +1,11 @@
 //! Linear layers and activations.
 
+use std::cell::RefCell;
+
+use super::buffer::Reused;
 use super::gemm::{self, Input, Output, Panels, Row, Span, Stored, WIDTH, Weights};
-use super::{Activation, Cpu, Store, check_shape, rows, try_vec};
+use super::pool::{Pool, SharedMut};
+use super::{Activation, Cpu, Isa, Store, check_shape, rows, try_vec};
 use crate::backend::weight::WeightData;
 use crate::backend::{Act, Dense, Epilogue, Result, Weight};
 use crate::tensor::Tensor;
@@ -16,6 +20,14 @@ pub struct CpuLinear {
 }
 
 impl CpuLinear {
+    /// As products read it.
+    pub(super) fn weights(&self) -> Weights<'_> {
+        Weights {
+            panels: &self.panels,
+            bias: &self.bias,
+        }
+    }
+
     /// Bytes that a forward pass reads.
     pub fn bytes(&self) -> usize {
         self.panels.bytes() + size_of_val(self.bias.as_slice())
@@ -73,6 +85,41 @@ impl Cpu {
     }
 }
 
+/// Rows of a thread below which two layers are computed one after the other, all threads sharing the weights.
+const FEW_ROWS: usize = 32;
+/// Rows of a block between two layers: of 1024 channels 256 KiB.
+const MOST_ROWS: usize = 64;
+
+thread_local! {
+    /// What lies between two layers.
+    static HIDDEN: RefCell<Reused<f32>> = RefCell::default();
+}
+
+/// `out = store(x Wᵀ + b)`: `x [N, K]`.
+fn linear((pool, isa): (&Pool, Isa), x: &[f32], w: &CpuLinear, store: Store<'_>, out: &mut [f32]) {
+    let k = w.panels.k;
+    let span = Span {
+        input: 0,
+        rows: out.len().checked_div(w.m).unwrap_or(0),
+        out: 0,
+    };
+    let input = Input {
+        values: x,
+        row_stride: k,
+        taps: 1,
+        tap_stride: 0,
+        depth: k,
+    };
+    let output = Output {
+        values: out,
+        stride: w.m,
+        row_step: 1,
+        first_column: 0,
+        columns: w.m,
+    };
+    gemm::run((pool, isa), input, &[span], w.weights(), store, output);
+}
+
 impl Dense for Cpu {
     type Linear = CpuLinear;
 
@@ -119,37 +166,48 @@ impl Dense for Cpu {
         check_shape!("linear", out.shape(), (x.rows(), w.m));
         check_shape!("linear", matches!(ep, Epilogue::SiluMul), w.gate_up);
         let store = Store::new("linear", ep, out.shape());
-        let span = Span {
-            input: 0,
-            rows: x.rows(),
-            out: 0,
-        };
-        let input = Input {
-            values: x.data(),
-            row_stride: x.cols(),
-            taps: 1,
-            tap_stride: 0,
-            depth: x.cols(),
-        };
-        let weights = Weights {
-            panels: &w.panels,
-            bias: &w.bias,
-        };
-        let output = Output {
-            values: out.data_mut(),
-            stride: w.m,
-            row_step: 1,
-            first_column: 0,
-            columns: w.m,
-        };
-        gemm::run(
-            (&self.pool, self.isa),
-            input,
-            &[span],
-            weights,
-            store,
-            output,
-        );
+        linear((&self.pool, self.isa), x.data(), w, store, out.data_mut());
+        Ok(())
+    }
+
+    /// With tile registers, block by block of rows: what lies between the layers stays in a core's cache. The products take less time than memory
+    /// would to carry it away and back.
+    fn feed_forward(
+        &self,
+        x: &Tensor<Self>,
+        up: &CpuLinear,
+        act: Act<'_, Self>,
+        down: &CpuLinear,
+        hidden: &mut Tensor<Self>,
+        out: &mut Tensor<Self>,
+    ) -> Result<()> {
+        let (rows, threads) = (x.rows(), self.pool.threads());
+        if !self.isa.has_tiles() || rows < threads * FEW_ROWS {
+            self.linear(x, up, Epilogue::Act(act), hidden)?;
+            return self.linear(hidden, down, Epilogue::Accumulate, out);
+        }
+        check_shape!("feed_forward", x.cols(), up.panels.k);
+        check_shape!("feed_forward", down.panels.k, up.m);
+        check_shape!("feed_forward", out.shape(), (rows, down.m));
+        let act = Activation::from(act).check("feed_forward", up.m);
+        let blocks = rows.div_ceil(MOST_ROWS).next_multiple_of(threads);
+        let (k, m) = (x.cols(), down.m);
+        let out = SharedMut::new(out.data_mut());
+        self.pool.ranges(rows, rows.div_ceil(blocks), |block| {
+            HIDDEN.with_borrow_mut(|hidden| {
+                let alone = (&self.alone, self.isa);
+                let between = block.len() * up.m;
+                hidden.grow(between);
+                let (x, hidden) = (
+                    &x.data()[block.start * k..block.end * k],
+                    &mut hidden[..between],
+                );
+                linear(alone, x, up, Store::Act(act), hidden);
+                // SAFETY: the rows of different blocks do not overlap.
+                let out = unsafe { out.slice(block.start * m, block.len() * m) };
+                linear(alone, hidden, down, Store::Accumulate, out);
+            });
+        });
         Ok(())
     }
 

@@ -9,7 +9,7 @@ pub struct Isa {
     level: Level,
     /// Whether products of bf16 are made of pairs of them: where the CPU does that faster than it multiplies f32.
     pairs: bool,
-    /// Whether tile registers multiply these.
+    /// Whether tile registers multiply these, and int8.
     tiles: bool,
 }
 
@@ -82,7 +82,12 @@ impl Isa {
         self.level
     }
 
-    /// The tile registers, where products of bf16 are to be made with them.
+    /// Whether products of bf16 and of int8 are made in tile registers.
+    pub(crate) fn has_tiles(self) -> bool {
+        self.tiles
+    }
+
+    /// The tile registers, where products are to be made with them.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn tiles(self) -> Option<Hardware> {
         self.tiles.then(Hardware::detect).flatten()

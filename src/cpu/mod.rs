@@ -4,13 +4,14 @@
 //! what [`Isa::multiplies_bf16`] adds to weights that are not: products with bf16 weights then round their input to bf16 too, and so do
 //! convolutions of [`Fidelity::Usual`](crate::backend::Fidelity::Usual) and attention inside sequences, with bf16 and with int8 weights alike.
 //! Beside weights that are not f32 the language model's cache keeps keys and values in bf16 ([`WeightPrecision::bytes_of_cached`]).
-//! Sums stay f32, and so do the vocoder, norms, sampling and what attention over the cache makes of its keys and values. A row's bytes depend on its
+//! Sums stay f32, and so do norms, sampling and what attention over the cache makes of its keys and values. The vocoder is f32 too, but in tile registers,
+//! where its convolutions multiply sums of two bf16, sixteen bits and more of every value. A row's bytes depend on its
 //! own sequence and on the CPU's instructions alone: not on its batch, nor on the number of threads.
 //!
-//! Fast paths are chosen at run time ([`Isa`]). They exist for AVX2 with FMA, which has been run on AMD Zen 3 and 4, and for AVX-512 with VNNI and
+//! Fast paths are chosen at run time ([`Isa`]). They exist for AVX2 with FMA, which has been run on AMD Zen 3 and 4, for AVX-512 with VNNI and
 //! BF16, which has been run on Zen 4 and 5 and on Emerald Rapids, whose multiply-adds of f32 are faster than those of bf16, so that weights of
-//! bf16 are widened there. Where a CPU has AMX, products of bf16 are made in its tile registers; that has been run on a model of
-//! the instructions only (`gemm/tiles.rs`), on no such CPU. Everywhere else the portable loops run.
+//! bf16 are widened there, and for Intel's AMX, which has been run on one Xeon: its tile registers multiply bf16 and int8
+//! (`gemm/tiled.rs`), and they are the only way that weights of these precisions are multiplied there. Everywhere else the portable loops run.
 
 mod attention;
 mod buffer;
@@ -99,6 +100,8 @@ pub struct Cpu {
     options: CpuOptions,
     isa: Isa,
     pool: Pool,
+    /// The calling thread alone: for products inside a job of the pool.
+    alone: Pool,
     scratch: Mutex<Scratch>,
     rotary: Mutex<Rotary>,
 }
@@ -134,6 +137,7 @@ impl Cpu {
             },
             isa,
             pool,
+            alone: Pool::new(1),
             scratch: Mutex::default(),
             rotary: Mutex::default(),
         }

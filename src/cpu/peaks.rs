@@ -25,7 +25,8 @@ pub struct Peaks {
     pub f32_flops_per_s: f64,
     /// The same for products with bf16 weights. Where the CPU has no fast instruction for it they are widened to f32, and the limit is that of f32.
     pub bf16_flops_per_s: f64,
-    /// The same for products with int8 weights, which are multiplied and added as pairs of 16-bit integers where the CPU does that for many at once.
+    /// The same for products with int8 weights, which are multiplied and added as pairs of 16-bit integers where the CPU does that for many at once,
+    /// and in tile registers by both bytes of such an integer.
     pub int8_flops_per_s: f64,
 }
 
@@ -45,11 +46,15 @@ impl Cpu {
                 self.multiply_add_rate(x86::avx2_integers, CHAINS * 16),
             ),
             #[cfg(target_arch = "x86_64")]
+            Level::Avx512 if self.isa.has_tiles() => (
+                self.multiply_add_rate(register_products::<false>, REGISTER_PRODUCTS),
+                self.multiply_add_rate(register_products::<true>, REGISTER_PRODUCTS),
+            ),
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512 => (
-                match self.isa.tiles() {
-                    Some(_) => self.multiply_add_rate(register_products, REGISTER_PRODUCTS),
-                    None if !self.isa.multiplies_bf16() => f32_flops_per_s,
-                    None => self.multiply_add_rate(x86::avx512_bf16, CHAINS * 32),
+                match self.isa.multiplies_bf16() {
+                    true => self.multiply_add_rate(x86::avx512_bf16, CHAINS * 32),
+                    false => f32_flops_per_s,
                 },
                 self.multiply_add_rate(x86::avx512_integers, CHAINS * 32),
             ),

@@ -252,8 +252,8 @@ impl Block {
 
         self.mlp_norm.forward(cpu, &w.x, &mut w.normed)?;
         cpu.resize(&mut w.hidden, w.x.rows(), self.inner)?;
-        cpu.linear(&w.normed, &self.up, Epilogue::Act(Act::Gelu), &mut w.hidden)?;
-        cpu.linear(&w.hidden, &self.down, Epilogue::Accumulate, &mut w.x)
+        let (up, down) = (&self.up, &self.down);
+        cpu.feed_forward(&w.normed, up, Act::Gelu, down, &mut w.hidden, &mut w.x)
     }
 }
 

@@ -1,6 +1,9 @@
 //! Attention inside sequences and over the paged cache.
 
-use cosyvoice::backend::{Attention, AttnPlan, KvShape, Mask, Masks, Memory, PlanSequence, RelPos};
+use cosyvoice::backend::{
+    Attention, AttnPlan, Dense, Epilogue, KvShape, Mask, Masks, Memory, PlanSequence, RelPos,
+    Weight,
+};
 use cosyvoice::cpu::reference::attention as reference;
 use cosyvoice::cpu::reference::dense::dot;
 use cosyvoice::cpu::{Cpu, WeightPrecision};
@@ -169,6 +172,56 @@ fn alone_equals_in_a_batch(cpu: &Cpu) {
         let part = run(first, &[t / 8 * 8]);
         assert_eq!(bits(&alone[..part.len()]), bits(&part));
         first += t;
+    }
+}
+
+#[test]
+fn self_attention_is_a_product_and_attention() {
+    let (heads, k) = (2, 40);
+    let lengths = [1, 33, 200];
+    for dh in [16, 24] {
+        let d = heads * dh;
+        let (x, w) = (values(1, 234 * k), values(2, 3 * d * k));
+        for (weights, relative) in ALL.into_iter().flat_map(|w| [(w, false), (w, true)]) {
+            for cpu in backends(weights) {
+                let linear = cpu
+                    .pack_linear(&Weight::f32(&[3 * d, k], &w[..]), None)
+                    .unwrap();
+                let center = 210;
+                let p = tensor(&cpu, d, &values(3, (2 * center + 1) * d));
+                let (u, v) = (
+                    tensor(&cpu, d, &values(4, d)),
+                    tensor(&cpu, d, &values(5, d)),
+                );
+                let rel = || {
+                    relative.then_some(RelPos {
+                        p: &p,
+                        u: &u,
+                        v: &v,
+                        center,
+                    })
+                };
+                let segments = Segments::new(&cpu, &lengths).unwrap();
+                let queries = Segments::new(&cpu, &[1, 20, 200]).unwrap();
+                let masks = Masks::uniform(&cpu, Mask::Chunk(25), 3).unwrap();
+                let x = tensor(&cpu, k, &x);
+                let mut qkv = cpu.alloc(234, 3 * d).unwrap();
+                let [mut expected, mut actual] = [0, 1].map(|_| cpu.alloc(221, d).unwrap());
+                cpu.linear(&x, &linear, Epilogue::None, &mut qkv).unwrap();
+                let (heads, out) = (heads, &mut expected);
+                cpu.attention(&qkv, heads, &segments, &queries, rel(), &masks, out)
+                    .unwrap();
+                let (layer, qkv, out) = ((&x, &linear), &mut qkv, &mut actual);
+                cpu.self_attention(layer, qkv, heads, &segments, &queries, rel(), &masks, out)
+                    .unwrap();
+                let name = cpu.instructions();
+                assert_eq!(
+                    bits(actual.data()),
+                    bits(expected.data()),
+                    "{weights:?} {dh} {name}"
+                );
+            }
+        }
     }
 }
 

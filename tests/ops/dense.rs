@@ -1,6 +1,6 @@
 //! Linear layers with every epilogue and weight precision, activations, `axpby`.
 
-use cosyvoice::backend::{Act, Dense, Epilogue, Weight};
+use cosyvoice::backend::{Act, Dense, Epilogue, Memory, Weight};
 use cosyvoice::cpu::reference::dense as reference;
 use cosyvoice::cpu::{Activation, Cpu, Store, WeightPrecision};
 use cosyvoice::tensor::Tensor;
@@ -320,6 +320,40 @@ fn a_row_that_is_not_finite_stays_so_and_alone() {
                         assert_eq!(bits(a), bits(s), "{precision:?} {bad} row {row}");
                     }
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn two_layers_are_one_after_the_other() {
+    let (k, m) = (40, 72);
+    let (up, down) = (values(2, m * k), values(3, k * m));
+    for precision in PRECISIONS {
+        for n in [1, 31, 64, 65, 200] {
+            let (x, old) = (values(1, n * k), values(4, n * k));
+            for cpu in backends(precision) {
+                let up = cpu
+                    .pack_linear(&Weight::f32(&[m, k], &up[..]), None)
+                    .unwrap();
+                let down = cpu
+                    .pack_linear(&Weight::f32(&[k, m], &down[..]), None)
+                    .unwrap();
+                let x = tensor(&cpu, k, &x);
+                let (mut expected, mut actual) = (tensor(&cpu, k, &old), tensor(&cpu, k, &old));
+                let mut hidden = cpu.alloc(n, m).unwrap();
+                let gelu = Epilogue::Act(Act::Gelu);
+                cpu.linear(&x, &up, gelu, &mut hidden).unwrap();
+                cpu.linear(&hidden, &down, Epilogue::Accumulate, &mut expected)
+                    .unwrap();
+                cpu.feed_forward(&x, &up, Act::Gelu, &down, &mut hidden, &mut actual)
+                    .unwrap();
+                let name = cpu.instructions();
+                assert_eq!(
+                    bits(actual.data()),
+                    bits(expected.data()),
+                    "{precision:?} {n} {name}"
+                );
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Attention of a block of queries of one head: scores, softmax, weighted sum.
 
 use super::super::Isa;
+use super::super::buffer::Reused;
 use super::super::gemm::{Call, MAX_PANELS, Target, WIDTH};
 use super::super::isa::per_isa;
 use super::super::math::exp;
@@ -18,7 +19,7 @@ pub(super) struct Distances<'a, W> {
     pub(super) last: usize,
 }
 
-/// Queries of a block and everything on the way to their results; the vectors grow once.
+/// Queries of a block and everything on the way to their results; the buffers grow once.
 #[derive(Default)]
 pub(super) struct Block<X> {
     /// Values of a head, and the same in whole steps and in whole panels.
@@ -26,40 +27,31 @@ pub(super) struct Block<X> {
     depth: usize,
     width: usize,
     /// `[rows, depth]`, scaled, with the content bias.
-    q: Vec<X>,
+    q: Reused<X>,
     /// `[rows, depth]`, scaled, with the position bias.
-    q_position: Vec<X>,
+    q_position: Reused<X>,
     /// One query on its way there.
     scaled: Vec<f32>,
     /// Keys that each row sees.
     counts: Vec<usize>,
     /// `[rows, most keys]`, rows padded so that the last panel fits.
-    scores: Vec<f32>,
+    scores: Reused<f32>,
     /// `[rows, most keys]`, rows padded to whole steps.
-    weights: Vec<X>,
+    weights: Reused<X>,
     /// Scores by position of some panels, `[panel][rows][16]`.
-    by_position: Vec<f32>,
+    by_position: Reused<f32>,
     /// One over the sum of each row's weights.
     inverse: Vec<f32>,
     /// `[rows, width]`
-    out: Vec<f32>,
-}
-
-/// Makes room for `n` values.
-fn grow<T: Copy + Default>(v: &mut Vec<T>, n: usize) {
-    if v.len() < n {
-        v.resize(n, T::default());
-    }
+    out: Reused<f32>,
 }
 
 impl<X: Rounded> Block<X> {
     /// Empties the block for heads of `dh` values.
     pub(super) fn start<O: Operands<Left = X>>(&mut self, dh: usize) {
         self.dh = dh;
-        self.depth = dh.next_multiple_of(O::STEP);
+        self.depth = dh.next_multiple_of(O::WHOLE);
         self.width = dh.next_multiple_of(WIDTH);
-        self.q.clear();
-        self.q_position.clear();
         self.counts.clear();
     }
 
@@ -72,11 +64,13 @@ impl<X: Rounded> Block<X> {
         scale: f32,
         count: usize,
     ) {
-        let depth = self.depth;
-        let add = |scaled: &[f32], to: &mut Vec<X>| {
-            let first = to.len();
-            to.resize(first + depth, X::default());
-            X::round(isa, scaled, &mut to[first..]);
+        let (first, end) = (
+            self.counts.len() * self.depth,
+            (self.counts.len() + 1) * self.depth,
+        );
+        let add = |scaled: &[f32], to: &mut Reused<X>| {
+            to.grow(end);
+            X::round(isa, scaled, &mut to[first..end]);
         };
         self.scaled.clear();
         match biases {
@@ -115,17 +109,18 @@ impl<X: Rounded> Block<X> {
         );
         // A page's last panel may reach past its keys, over what the next page brings or into the padding.
         let stride = keys.next_multiple_of(WIDTH) + WIDTH;
-        grow(&mut self.scores, rows * stride);
+        self.scores.grow(rows * stride);
         self.content_scores::<O>(isa, pages, (keys, stride));
         if let Some(distances) = distances {
             self.position_scores::<O>(isa, distances, (keys, stride));
         }
-        let padded = keys.next_multiple_of(O::STEP);
-        grow(&mut self.weights, rows * padded);
+        let padded = keys.next_multiple_of(O::WHOLE);
+        self.weights.grow(rows * padded);
         self.inverse.clear();
         for (row, &count) in self.counts.iter().enumerate() {
-            let scores = &mut self.scores[row * stride..][..keys];
+            let scores = &mut self.scores[row * stride..][..keys.next_multiple_of(LANES)];
             self.inverse.push(softmax(isa, scores, count));
+            let scores = &scores[..keys];
             X::round(isa, scores, &mut self.weights[row * padded..][..padded]);
         }
         self.weighted_sums::<O>(isa, pages, (keys, padded));
@@ -167,7 +162,7 @@ impl<X: Rounded> Block<X> {
                 row_stride: stride,
                 panel_stride: WIDTH,
             };
-            let call = query_call(&self.q, self.depth, count);
+            let call = query_call(&self.q[..self.counts.len() * self.depth], self.depth, count);
             // After the last keys come the first values: a page of them is as long as a panel of keys where pages are of 16 positions.
             let first_values = || std::array::from_fn(|page| pages.values(page.min(last)));
             let (ahead, count_ahead) = match next {
@@ -192,7 +187,7 @@ impl<X: Rounded> Block<X> {
         let high = d.last - d.first_query + keys - 1;
         let (low, end) = (low / WIDTH, high / WIDTH + 1);
         let panel_stride = rows * WIDTH;
-        grow(&mut self.by_position, MAX_PANELS * panel_stride);
+        self.by_position.grow(MAX_PANELS * panel_stride);
         for first in (low..end).step_by(MAX_PANELS) {
             let count = MAX_PANELS.min(end - first);
             let positions = &d.positions[first * self.depth * WIDTH..];
@@ -202,7 +197,7 @@ impl<X: Rounded> Block<X> {
                 row_stride: WIDTH,
                 panel_stride,
             };
-            let call = query_call(&self.q_position, self.depth, count);
+            let call = query_call(&self.q_position[..rows * self.depth], self.depth, count);
             O::multiply(isa, &call, &panels[..count], &[], out);
             for (i, sums) in self.by_position.chunks_exact(WIDTH).enumerate() {
                 let (panel, row) = (first + i / rows, i % rows);
@@ -232,10 +227,10 @@ impl<X: Rounded> Block<X> {
     ) {
         let rows = self.counts.len();
         let panels = self.width / WIDTH;
-        grow(&mut self.out, rows * self.width);
+        self.out.grow(rows * self.width);
         for first in (0..panels).step_by(MAX_PANELS) {
             let count = MAX_PANELS.min(panels - first);
-            let size = pages.size.next_multiple_of(O::STEP) * WIDTH;
+            let size = pages.size.next_multiple_of(O::WHOLE) * WIDTH;
             let panels_of =
                 |page: usize| some_panels(&pages.values(page)[first * size..], count, size);
             let last = keys.div_ceil(pages.size).saturating_sub(1);
@@ -286,31 +281,41 @@ fn query_call<T>(q: &[T], depth: usize, panels: usize) -> Call<'_, T> {
 /// Partial sums of [`softmax`]: their number fixes the order of additions.
 const LANES: usize = 16;
 
+/// All lanes as one, by halves.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for j in 0..width {
+            lanes[j] = f(lanes[j], lanes[j + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 per_isa! {
-    /// `row = exp(row − max)` over the first `count` scores, 0 behind them; returns one over the sum.
+    /// `row = exp(row − max)` over the first `count` scores, 0 behind them; returns one over the sum. The row is of whole blocks of [`LANES`].
     fn softmax<FMA>(row: &mut [f32], count: usize) -> f32 {
-        let (seen, hidden) = row.split_at_mut(count);
+        let (seen, hidden) = row.split_at_mut(count.next_multiple_of(LANES));
         hidden.fill(0.0);
+        seen[count..].fill(f32::NEG_INFINITY);
+        let blocks = seen.as_chunks_mut::<LANES>().0;
+        let larger = |a: f32, b: f32| if a > b { a } else { b };
         let mut lanes = [f32::NEG_INFINITY; LANES];
-        let (blocks, tail) = seen.as_chunks::<LANES>();
-        for block in blocks {
+        for block in &*blocks {
             for j in 0..LANES {
-                lanes[j] = if block[j] > lanes[j] { block[j] } else { lanes[j] };
+                lanes[j] = larger(block[j], lanes[j]);
             }
         }
-        let max = lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |m, &v| m.max(v));
+        let max = fold(lanes, larger);
         let mut sums = [0.0f32; LANES];
-        let (blocks, tail) = seen.as_chunks_mut::<LANES>();
         for block in blocks {
             for j in 0..LANES {
                 block[j] = exp::<FMA>(block[j] - max);
                 sums[j] += block[j];
             }
         }
-        for (sum, v) in sums.iter_mut().zip(tail) {
-            *v = exp::<FMA>(*v - max);
-            *sum += *v;
-        }
-        1.0 / sums.iter().sum::<f32>()
+        1.0 / fold(sums, |a, b| a + b)
     }
 }

@@ -3,11 +3,12 @@
 //! Both pack keys as `[keys / 16][Dh][16]` and values as `[Dh / 16][keys][16]`, so that scores and weighted sums are products of the kernel that
 //! linear layers use. Over the cache they are in f32, of keys and values that the cache keeps in f32 or, beside weights that are not f32, rounded to
 //! bf16 as they are stored and widened as they are read; inside sequences queries, keys, weights and values are rounded to bf16 where weights of
-//! linear layers are, and the CPU multiplies that in pairs. Scores of a block of queries are kept whole: the softmax is exact, not an online one, and
+//! linear layers are, and the CPU multiplies that in pairs or in tile registers. Scores of a block of queries are kept whole: the softmax is exact, not an online one, and
 //! a row's sums run over its keys from the first to the last, whatever else is in the block.
 
 mod block;
 mod cache;
+mod inside;
 mod operand;
 mod pages;
 
@@ -16,28 +17,25 @@ pub(super) use cache::Rotary;
 
 use std::cell::RefCell;
 
+use super::dense::CpuLinear;
+use super::gemm::{self, WIDTH};
 use super::pool::SharedMut;
-use super::{Cpu, Isa, WeightPrecision, check_shape};
-use crate::backend::{Attention, AttnPlan, KvShape, Masks, RelPos, Result};
+use super::{Cpu, Isa, check_shape};
+use crate::backend::{Attention, AttnPlan, Dense, Epilogue, KvShape, Masks, RelPos, Result};
 use crate::tensor::{Segments, Tensor};
-use block::{Block, Distances};
+use block::Block;
 use cache::Kept;
-use operand::{Exact, Operands, Rounded, WidenedRows};
+use inside::{Inside, Projected};
 #[cfg(target_arch = "x86_64")]
-use operand::{Pairs, WidenedPairs};
-use pages::{Packed, Pages};
+use operand::WidenedPairs;
+use operand::{Exact, Operands, WidenedRows};
+use pages::Pages;
 
 thread_local! {
-    /// A thread's packed sequence and block of queries, in f32 and in bf16.
-    static WORK: RefCell<Work<f32>> = RefCell::default();
-    #[cfg(target_arch = "x86_64")]
-    static WORK_BF16: RefCell<Work<u16>> = RefCell::default();
+    /// A thread's block of queries over the cache.
+    static BLOCK: RefCell<Block<f32>> = RefCell::default();
 }
 
-type Work<T> = (Packed<T>, Block<T>);
-
-/// Query rows of a block inside a sequence.
-const BLOCK_QUERIES: usize = 24;
 /// Query rows (positions times heads of a group) of a block over the cache.
 const BLOCK_CACHE_QUERIES: usize = 48;
 
@@ -113,7 +111,7 @@ impl Attention for Cpu {
         self.pool.run(tasks.len() * kv_heads, |task| {
             let ((b, rows), head) = (&tasks[task / kv_heads], task % kv_heads);
             let part = (*b, rows.clone(), head);
-            WORK.with_borrow_mut(|(_, block)| match kv.kept {
+            BLOCK.with_borrow_mut(|block| match kv.kept {
                 Kept::F32 => job.block::<Exact>(self.isa, part, block),
                 Kept::Bf16 => job.block::<WidenedRows>(self.isa, part, block),
                 #[cfg(target_arch = "x86_64")]
@@ -133,40 +131,45 @@ impl Attention for Cpu {
         masks: &Masks<Self>,
         out: &mut Tensor<Self>,
     ) -> Result<()> {
+        check_shape!("attention", qkv.shape(), (segments.total(), 3 * out.cols()));
+        let projected = Projected::Whole(qkv);
+        let job = Inside::new(projected, heads, (segments, queries), rel, masks, out);
+        job.run(self);
+        Ok(())
+    }
+
+    /// With tile registers, a head's queries, keys and values are computed where they are attended to: they stay in a core's cache. The product takes
+    /// less time than memory would to carry them away and back.
+    fn self_attention(
+        &self,
+        (x, w): (&Tensor<Self>, &CpuLinear),
+        qkv: &mut Tensor<Self>,
+        heads: usize,
+        segments: &Segments<Self>,
+        queries: &Segments<Self>,
+        rel: Option<RelPos<'_, Self>>,
+        masks: &Masks<Self>,
+        out: &mut Tensor<Self>,
+    ) -> Result<()> {
         let d = out.cols();
-        check_shape!("attention", qkv.shape(), (segments.total(), 3 * d));
-        check_shape!("attention", out.rows(), queries.total());
-        check_shape!("attention", queries.count(), segments.count());
-        check_shape!("attention", d % heads, 0);
-        check_shape!("attention", masks.count(), segments.count());
-        if let Some(rel) = &rel {
-            check_shape!("attention", rel.p.shape(), (2 * rel.center + 1, d));
-            assert!(
-                segments.longest() <= rel.center + 1,
-                "attention: {} rows with positions for {}",
-                segments.longest(),
-                rel.center + 1
-            );
+        if !self.isa.has_tiles() || !(d / heads).is_multiple_of(WIDTH) {
+            self.linear(x, w, Epilogue::None, qkv)?;
+            return self.attention(qkv, heads, segments, queries, rel, masks, out);
         }
-        let job = Inside {
-            qkv,
-            heads,
-            segments,
-            queries,
-            rel,
-            masks,
-            d,
-            out: SharedMut::new(out.data_mut()),
+        let weights = w.weights();
+        check_shape!(
+            "self_attention",
+            x.shape(),
+            (segments.total(), weights.panels.k)
+        );
+        check_shape!("self_attention", weights.panels.count * WIDTH, 3 * d);
+        let projected = Projected::ByHead {
+            number: gemm::number(),
+            x,
+            weights,
         };
-        self.pool.run(segments.count() * heads, |task| {
-            let (b, head) = (task / heads, task % heads);
-            #[cfg(target_arch = "x86_64")]
-            if self.isa.multiplies_bf16() && self.options.weights != WeightPrecision::F32 {
-                return WORK_BF16
-                    .with_borrow_mut(|work| job.head::<Pairs, _>(self.isa, (b, head), work));
-            }
-            WORK.with_borrow_mut(|work| job.head::<Exact, _>(self.isa, (b, head), work));
-        });
+        let job = Inside::new(projected, heads, (segments, queries), rel, masks, out);
+        job.run(self);
         Ok(())
     }
 }
@@ -208,71 +211,6 @@ impl OverCache<'_> {
             let to = unsafe { self.out.slice(row * cols + columns.start, group * dh) };
             for (g, to) in to.chunks_exact_mut(dh).enumerate() {
                 block.result(i * group + g, to);
-            }
-        }
-    }
-}
-
-/// Attention inside sequences, as the threads see it.
-struct Inside<'a> {
-    qkv: &'a Tensor<Cpu>,
-    heads: usize,
-    segments: &'a Segments<Cpu>,
-    queries: &'a Segments<Cpu>,
-    rel: Option<RelPos<'a, Cpu>>,
-    masks: &'a Masks<Cpu>,
-    /// Values of all heads.
-    d: usize,
-    out: SharedMut<'a>,
-}
-
-impl Inside<'_> {
-    /// One head of sequence `b`.
-    fn head<O: Operands<Left = T, Right = T>, T: Rounded>(
-        &self,
-        isa: Isa,
-        (b, head): (usize, usize),
-        (packed, block): &mut Work<T>,
-    ) {
-        let (d, dh, qkv) = (self.d, self.d / self.heads, self.qkv);
-        let scale = 1.0 / (dh as f32).sqrt();
-        let (range, wanted) = (self.segments.range(b), self.queries.range(b));
-        let Some(past) = range.len().checked_sub(wanted.len()) else {
-            panic!("attention: {} of {} rows", wanted.len(), range.len());
-        };
-        let at = head * dh;
-        packed.pack::<O>(
-            isa,
-            (range.len(), dh),
-            |j| &qkv.row(range.start + j)[d + at..d + at + dh],
-            |j| &qkv.row(range.start + j)[2 * d + at..2 * d + at + dh],
-        );
-        let biases = self.rel.as_ref().map(|rel| {
-            // Distances −(T − 1) to T − 1.
-            let first = rel.center + 1 - range.len().max(1);
-            let rows = (2 * range.len()).saturating_sub(1);
-            packed.pack_positions::<O>(isa, rows, dh, |e| &rel.p.row(first + e)[at..at + dh]);
-            (&rel.u.data()[at..at + dh], &rel.v.data()[at..at + dh])
-        });
-        for start in (past..range.len()).step_by(BLOCK_QUERIES) {
-            let end = (start + BLOCK_QUERIES).min(range.len());
-            block.start::<O>(dh);
-            for i in start..end {
-                let q = &qkv.row(range.start + i)[at..at + dh];
-                let count = self.masks.get(b).end(i, range.len());
-                block.push::<O>(isa, q, biases, scale, count);
-            }
-            let distances = biases.map(|_| Distances {
-                positions: packed.positions(),
-                first_query: start,
-                last: range.len() - 1,
-            });
-            block.attend::<O>(isa, &packed.pages(), distances);
-            for i in start..end {
-                let row = wanted.start + i - past;
-                // SAFETY: no two tasks share both a row and a head.
-                let to = unsafe { self.out.slice(row * d + at, dh) };
-                block.result(i - start, to);
             }
         }
     }

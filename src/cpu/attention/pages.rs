@@ -1,6 +1,7 @@
 //! Where a block of queries finds its keys and values: pages of the cache, or one sequence packed for the purpose.
 
 use super::super::Isa;
+use super::super::buffer::Reused;
 use super::super::gemm::WIDTH;
 use super::KvCache;
 use super::operand::{Operands, Rounded};
@@ -76,15 +77,15 @@ impl<'a, T> Pages<'a, T> {
     }
 }
 
-/// One sequence's keys, values and relative positions of one head; the vectors grow once.
+/// One sequence's keys, values and relative positions of one head; the buffers grow once.
 #[derive(Default)]
 pub(super) struct Packed<T> {
-    keys: Vec<T>,
-    values: Vec<T>,
-    positions: Vec<T>,
+    keys: Reused<T>,
+    values: Reused<T>,
+    positions: Reused<T>,
     rows: usize,
-    /// One row, rounded.
-    row: Vec<T>,
+    /// Some rows, rounded.
+    rounded: Reused<T>,
 }
 
 impl<T: Rounded> Packed<T> {
@@ -97,19 +98,20 @@ impl<T: Rounded> Packed<T> {
         value: impl Fn(usize) -> &'a [f32],
     ) {
         self.rows = rows;
-        transpose::<O, _>(isa, (rows, dh), key, &mut self.keys, &mut self.row);
-        let stride = rows.next_multiple_of(O::STEP) * WIDTH;
-        self.values.clear();
-        self.values
-            .resize(dh.div_ceil(WIDTH) * stride, T::default());
-        self.row.resize(dh, T::default());
-        for j in 0..rows {
-            T::round(isa, value(j), &mut self.row);
-            for (panel, part) in self.row.chunks(WIDTH).enumerate() {
-                let to = &mut self.values[panel * stride + O::place(j, 0)..];
-                for (to, &v) in to.iter_mut().step_by(O::STEP).zip(part) {
-                    *to = v;
+        transpose::<O, _>(isa, (rows, dh), key, &mut self.keys, &mut self.rounded);
+        let (width, depth) = (dh.next_multiple_of(WIDTH), rows.next_multiple_of(O::WHOLE));
+        self.values.grow(width * depth);
+        self.rounded.grow(O::STEP * width);
+        for first in (0..depth).step_by(O::STEP) {
+            for (j, row) in (first..).zip(self.rounded.chunks_exact_mut(width).take(O::STEP)) {
+                match j < rows {
+                    true => T::round(isa, value(j), row),
+                    false => row.fill(T::default()),
                 }
+            }
+            for column in (0..width).step_by(WIDTH) {
+                let line = &mut self.values[column * depth + first * WIDTH..][..O::STEP * WIDTH];
+                O::lay_rows(&self.rounded[column..O::STEP * width], width, line);
             }
         }
     }
@@ -122,13 +124,8 @@ impl<T: Rounded> Packed<T> {
         dh: usize,
         position: impl Fn(usize) -> &'a [f32],
     ) {
-        transpose::<O, _>(
-            isa,
-            (rows, dh),
-            position,
-            &mut self.positions,
-            &mut self.row,
-        );
+        let shape = (rows, dh);
+        transpose::<O, _>(isa, shape, position, &mut self.positions, &mut self.rounded);
     }
 
     /// `[rows / 16][Dh][16]`
@@ -148,25 +145,25 @@ impl<T: Rounded> Packed<T> {
     }
 }
 
-/// `out [rows / 16][dh][16]`, zeros past the last row and past an odd depth. `buffer` is for one row.
+/// `out [rows / 16][dh][16]`, zeros past the last row and up to a whole depth. `buffer` is for 16 rows.
 fn transpose<'a, O: Operands<Left = T, Right = T>, T: Rounded>(
     isa: Isa,
     (rows, dh): (usize, usize),
     row: impl Fn(usize) -> &'a [f32],
-    out: &mut Vec<T>,
-    buffer: &mut Vec<T>,
+    out: &mut Reused<T>,
+    buffer: &mut Reused<T>,
 ) {
-    let depth = dh.next_multiple_of(O::STEP);
-    out.clear();
-    out.resize(rows.div_ceil(WIDTH) * depth * WIDTH, T::default());
-    buffer.resize(depth, T::default());
-    for (panel, out) in out.chunks_exact_mut(depth * WIDTH).enumerate() {
-        for column in 0..WIDTH.min(rows - panel * WIDTH) {
-            T::round(isa, row(panel * WIDTH + column), buffer);
-            let steps = out[column * O::STEP..].chunks_mut(WIDTH * O::STEP);
-            for (out, step) in steps.zip(buffer.chunks_exact(O::STEP)) {
-                out[..O::STEP].copy_from_slice(step);
+    let depth = dh.next_multiple_of(O::WHOLE);
+    let size = depth * WIDTH;
+    out.grow(rows.div_ceil(WIDTH) * size);
+    buffer.grow(size);
+    for first in (0..rows).step_by(WIDTH) {
+        for (j, to) in (first..).zip(buffer.chunks_exact_mut(depth).take(WIDTH)) {
+            match j < rows {
+                true => T::round(isa, row(j), to),
+                false => to.fill(T::default()),
             }
         }
+        O::lay_columns(isa, &buffer[..size], &mut out[first * depth..][..size]);
     }
 }

@@ -3,18 +3,55 @@
 //! Panels of pairs are what the second operand of `tdpbf16ps` has to be: 16 lines of 16 pairs. A row's sums do not depend on the rows
 //! beside it, so all products of a process take this way or none does.
 
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+
 use super::tiles::{LANES, ROWS, Shape, Tiles};
-use super::{Call, Isa, MAX_PANELS, Target, WIDTH};
+use super::{Call, Isa, Target, WIDTH};
 
 const _: () = assert!(WIDTH == LANES, "a line of a panel is a row of a register");
 
-/// `out (+)= a b`, in pairs of bf16; `call.depth` is rounded up to whole pairs, and `b` begins at the first panel.
-pub(super) fn run(tiles: &mut impl Tiles, call: &Call<'_, u16>, b: &[u16], out: Target<'_>) {
+/// Values of the depth that one step takes.
+pub(crate) const TILE_DEPTH: usize = 2 * LANES;
+
+/// `out (+)= a b`, in pairs of bf16; `call.depth` is rounded up to whole pairs. Fastest where rows, panels and sums begin on cache lines.
+pub(crate) fn run(
+    tiles: &mut impl Tiles,
+    call: &Call<'_, u16>,
+    b: &[&[u16]],
+    out: Target<'_>,
+    ahead: &mut Ahead,
+) {
+    run_terms(tiles, call, [(call.a, b)], out, ahead);
+}
+
+/// The same of numbers that are sums of two bf16, but for the product of both low parts: `call.a` and `b` are the high ones.
+pub(super) fn run_split(
+    tiles: &mut impl Tiles,
+    call: &Call<'_, u16>,
+    low: &[u16],
+    (b, b_low): (&[&[u16]], &[&[u16]]),
+    out: Target<'_>,
+    ahead: &mut Ahead,
+) {
+    let terms = [(low, b), (call.a, b_low), (call.a, b)];
+    run_terms(tiles, call, terms, out, ahead);
+}
+
+/// `out (+)= Σ a b` over the terms, each of the shape of `call`.
+fn run_terms<const TERMS: usize>(
+    tiles: &mut impl Tiles,
+    call: &Call<'_, u16>,
+    terms: [(&[u16], &[&[u16]]); TERMS],
+    out: Target<'_>,
+    ahead: &mut Ahead,
+) {
     let pairs = call.depth.div_ceil(2);
-    let (rows, panels) = (call.rows, call.panels);
-    assert!((1..=MAX_PANELS).contains(&panels) && rows > 0 && pairs > 0);
-    assert!(call.a.len() >= (rows - 1) * call.row_stride + 2 * pairs);
-    assert!(b.len() >= (panels - 1) * call.panel_stride + 2 * pairs * WIDTH);
+    let (rows, panels) = (call.rows, terms[0].1.len());
+    assert!(panels > 0 && rows > 0 && pairs > 0);
+    for (a, b) in terms {
+        assert!(a.len() >= (rows - 1) * call.row_stride + 2 * pairs && b.len() == panels);
+        assert!(b.iter().all(|b| b.len() >= 2 * pairs * WIDTH));
+    }
     assert!(out.values.len() >= out.end(rows, panels));
     let whole = pairs / LANES * LANES;
     // A register's shape holds for all of a stretch: first whole steps, then what is left of the depth.
@@ -28,18 +65,18 @@ pub(super) fn run(tiles: &mut impl Tiles, call: &Call<'_, u16>, b: &[u16], out: 
             let second = (rows - row - first).min(ROWS);
             tiles.configure(Shape {
                 rows: [first, second.max(1)],
-                pairs: step,
+                words: step,
             });
             for panel in (0..panels).step_by(2) {
+                let two = panel + 1 < panels;
                 let corner = Corner {
-                    a: call.a[row * call.row_stride + 2 * stretch.start..]
-                        .as_ptr()
-                        .cast(),
+                    terms: terms.map(|(a, b)| {
+                        let a = a[row * call.row_stride + 2 * stretch.start..].as_ptr();
+                        let b = [panel, panel + usize::from(two)]
+                            .map(|p| b[p][2 * stretch.start * WIDTH..].as_ptr().cast());
+                        (a.cast(), b)
+                    }),
                     row_bytes: 2 * call.row_stride,
-                    b: b[panel * call.panel_stride + 2 * stretch.start * WIDTH..]
-                        .as_ptr()
-                        .cast(),
-                    panel_bytes: 2 * call.panel_stride,
                     steps: stretch.len() / step,
                     step_bytes: 4 * step,
                     out: out.values[row * out.row_stride + panel * out.panel_stride..]
@@ -50,19 +87,24 @@ pub(super) fn run(tiles: &mut impl Tiles, call: &Call<'_, u16>, b: &[u16], out: 
                     fresh: call.fresh && stretch.start == 0,
                 };
                 // SAFETY: the assertions above cover every row and panel, and the shape every row of this corner.
-                unsafe { corner.run(tiles, second > 0, panel + 1 < panels) }
+                unsafe {
+                    match (second > 0, two) {
+                        (true, true) => corner.run::<true, true>(tiles, ahead),
+                        (true, false) => corner.run::<true, false>(tiles, ahead),
+                        (false, true) => corner.run::<false, true>(tiles, ahead),
+                        (false, false) => corner.run::<false, false>(tiles, ahead),
+                    }
+                }
             }
         }
     }
-    tiles.release();
 }
 
 /// Where a block of sums begins, and its input and weights. Distances are in bytes.
-struct Corner {
-    a: *const u8,
+struct Corner<const TERMS: usize> {
+    /// Input and two panels of each term.
+    terms: [(*const u8, [*const u8; 2]); TERMS],
     row_bytes: usize,
-    b: *const u8,
-    panel_bytes: usize,
     steps: usize,
     step_bytes: usize,
     out: *mut u8,
@@ -71,15 +113,18 @@ struct Corner {
     fresh: bool,
 }
 
-impl Corner {
+impl<const TERMS: usize> Corner<TERMS> {
     /// One or two blocks of rows, one or two panels.
     ///
     /// # Safety
     /// All of the input, the weights and the sums must be there, in the shape that is set.
-    unsafe fn run(&self, tiles: &mut impl Tiles, two_blocks: bool, two_panels: bool) {
-        const LINE: usize = 4 * WIDTH;
+    unsafe fn run<const TWO_BLOCKS: bool, const TWO_PANELS: bool>(
+        &self,
+        tiles: &mut impl Tiles,
+        ahead: &mut Ahead,
+    ) {
         let below = self.out.wrapping_add(ROWS * self.out_row_bytes);
-        let (right, both) = (self.out_panel_bytes, two_blocks && two_panels);
+        let right = self.out_panel_bytes;
         // SAFETY: by the caller's promise; what is not there is not touched.
         unsafe {
             if self.fresh {
@@ -89,61 +134,117 @@ impl Corner {
                 tiles.zero::<3>();
             } else {
                 tiles.load::<0>(self.out, self.out_row_bytes);
-                if two_panels {
+                if TWO_PANELS {
                     tiles.load::<1>(self.out.wrapping_add(right), self.out_row_bytes);
                 }
-                if two_blocks {
+                if TWO_BLOCKS {
                     tiles.load::<2>(below, self.out_row_bytes);
                 }
-                if both {
+                if TWO_BLOCKS && TWO_PANELS {
                     tiles.load::<3>(below.wrapping_add(right), self.out_row_bytes);
                 }
             }
-            let (mut a, mut b) = (self.a, self.b);
-            for _ in 0..self.steps {
-                tiles.load::<6>(b, LINE);
-                tiles.load::<4>(a, self.row_bytes);
-                tiles.dot::<0, 4, 6>();
-                if two_panels {
-                    tiles.load::<7>(b.wrapping_add(self.panel_bytes), LINE);
-                    tiles.dot::<1, 4, 7>();
+            for step in 0..self.steps {
+                for (term, (a, b)) in self.terms.into_iter().enumerate() {
+                    let a = a.wrapping_add(step * self.step_bytes);
+                    let b = b.map(|b| b.wrapping_add(step * self.step_bytes * WIDTH));
+                    // The last two terms have read all that the first reads.
+                    if term + 2 >= TERMS {
+                        ahead.step(b, TWO_PANELS);
+                    }
+                    tiles.load::<6>(b[0], LINE);
+                    tiles.load::<4>(a, self.row_bytes);
+                    tiles.dot::<0, 4, 6>();
+                    if TWO_PANELS {
+                        tiles.load::<7>(b[1], LINE);
+                        tiles.dot::<1, 4, 7>();
+                    }
+                    if TWO_BLOCKS {
+                        tiles.load::<5>(a.wrapping_add(ROWS * self.row_bytes), self.row_bytes);
+                        tiles.dot::<2, 5, 6>();
+                    }
+                    if TWO_BLOCKS && TWO_PANELS {
+                        tiles.dot::<3, 5, 7>();
+                    }
                 }
-                if two_blocks {
-                    tiles.load::<5>(a.wrapping_add(ROWS * self.row_bytes), self.row_bytes);
-                    tiles.dot::<2, 5, 6>();
-                }
-                if both {
-                    tiles.dot::<3, 5, 7>();
-                }
-                a = a.wrapping_add(self.step_bytes);
-                b = b.wrapping_add(self.step_bytes * WIDTH);
             }
             tiles.store::<0>(self.out, self.out_row_bytes);
-            if two_panels {
+            if TWO_PANELS {
                 tiles.store::<1>(self.out.wrapping_add(right), self.out_row_bytes);
             }
-            if two_blocks {
+            if TWO_BLOCKS {
                 tiles.store::<2>(below, self.out_row_bytes);
             }
-            if both {
+            if TWO_BLOCKS && TWO_PANELS {
                 tiles.store::<3>(below.wrapping_add(right), self.out_row_bytes);
             }
         }
     }
 }
 
+/// Bytes of a line of a panel.
+pub(super) const LINE: usize = 4 * WIDTH;
+
+/// What will be read next: some of it is fetched with every step, so that memory never waits for products nor they for it.
+pub(crate) enum Ahead {
+    /// Nothing: all is in the cache.
+    Nothing,
+    /// The panels that are read, half a step ahead: where each is read once, that is as fast as memory is.
+    Near,
+    /// Later panels, so many lines with every step, into the second-level cache: while several registers of rows pass the panels that are in the first.
+    Far { place: *const u8, lines: usize },
+}
+
+impl Ahead {
+    /// Bytes of half a step of a panel. By two threads on weights in memory, depths of 896 and 4,864: int8 21 and 27 GB/s for one row, 18 and 24 for sixteen, so
+    /// far ahead; 17 and 26, 16 and 20 two steps ahead; 18 and 20, 16 and 17 when nothing is fetched.
+    const NEAR: usize = LANES * LINE / 2;
+
+    /// Fetches so many lines of what is `next`, and `each` further ones with every step.
+    pub(super) fn far(next: &[u8], at_once: usize, each: usize) -> Self {
+        let mut place = next.as_ptr();
+        fetch::<_MM_HINT_T1>(&mut place, at_once);
+        Self::Far { place, lines: each }
+    }
+
+    /// Fetches what belongs to a step that reads one or both `panels`.
+    #[inline(always)]
+    pub(super) fn step(&mut self, panels: [*const u8; 2], both: bool) {
+        match self {
+            Self::Nothing => {}
+            Self::Near => {
+                for panel in &panels[..1 + usize::from(both)] {
+                    fetch::<_MM_HINT_T0>(&mut panel.wrapping_add(Self::NEAR), LANES);
+                }
+            }
+            Self::Far { place, lines } => fetch::<_MM_HINT_T1>(place, *lines),
+        }
+    }
+}
+
+/// Fetches so many lines, and moves on behind them.
+#[inline(always)]
+fn fetch<const HINT: i32>(place: &mut *const u8, lines: usize) {
+    for _ in 0..lines {
+        // SAFETY: a prefetch changes nothing and never faults, wherever it points.
+        unsafe { _mm_prefetch::<HINT>(place.cast()) }
+        *place = place.wrapping_add(LINE);
+    }
+}
+
 /// Multiply-adds of one step of [`register_products`].
 pub(crate) const REGISTER_PRODUCTS: usize = 4 * ROWS * LANES * 2 * LANES;
 
-/// `steps` steps on registers alone, for measuring what they can do at most; 0 where there are none.
-pub(crate) fn register_products(isa: Isa, steps: usize, seed: f32) -> f32 {
+/// `steps` steps on registers alone, for measuring what they can do at most: of pairs of bf16 or, `BYTES`, of 16-bit integers by int8, each of which takes
+/// two products of bytes. 0 where there are no such registers.
+pub(crate) fn register_products<const BYTES: bool>(isa: Isa, steps: usize, seed: f32) -> f32 {
     let Some(mut tiles) = isa.tiles() else {
         return 0.0;
     };
     let mut values = [[seed; LANES]; ROWS];
     tiles.configure(Shape {
         rows: [ROWS; 2],
-        pairs: LANES,
+        words: LANES,
     });
     // SAFETY: a register is as large as `values`.
     unsafe {
@@ -152,14 +253,20 @@ pub(crate) fn register_products(isa: Isa, steps: usize, seed: f32) -> f32 {
         tiles.load::<6>(values.as_ptr().cast(), 4 * LANES);
         tiles.load::<7>(values.as_ptr().cast(), 4 * LANES);
         for _ in 0..steps {
-            tiles.dot::<0, 4, 6>();
-            tiles.dot::<1, 4, 7>();
-            tiles.dot::<2, 5, 6>();
-            tiles.dot::<3, 5, 7>();
+            if BYTES {
+                tiles.dot_signed::<0, 4, 6>();
+                tiles.dot_unsigned::<1, 5, 6>();
+                tiles.dot_signed::<2, 4, 7>();
+                tiles.dot_unsigned::<3, 5, 7>();
+            } else {
+                tiles.dot::<0, 4, 6>();
+                tiles.dot::<1, 4, 7>();
+                tiles.dot::<2, 5, 6>();
+                tiles.dot::<3, 5, 7>();
+            }
         }
         tiles.store::<0>(values.as_mut_ptr().cast(), 4 * LANES);
     }
-    tiles.release();
     values[0][0]
 }
 
@@ -168,7 +275,7 @@ mod tests {
     use half::bf16;
 
     use super::super::tiles::{Hardware, Model};
-    use super::super::{Accumulators, BLOCK_ROWS};
+    use super::super::{Accumulators, BLOCK_ROWS, MAX_PANELS};
     use super::*;
     use crate::backend::philox::{Stream, philox};
 
@@ -216,7 +323,9 @@ mod tests {
                     panels: self.panels,
                     fresh: call == 0,
                 };
-                run(tiles, &call, &self.b, Target::accumulators(&mut acc[..]));
+                let b: Vec<_> = self.b.chunks(self.depth * WIDTH).collect();
+                let out = Target::accumulators(&mut acc[..]);
+                run(tiles, &call, &b, out, &mut Ahead::Nothing);
             }
             acc
         }

@@ -398,7 +398,7 @@ impl<K: Kind> Corner<K> {
 }
 
 /// `out [words][rows]` from `rows` rows of words that begin `stride` words apart in `x`; at most 16 rows.
-pub(super) fn interleave<T: Word>(_proof: Isa, x: &[T], stride: usize, rows: usize, out: &mut [T]) {
+pub(crate) fn interleave<T: Word>(_proof: Isa, x: &[T], stride: usize, rows: usize, out: &mut [T]) {
     const { assert!(size_of::<T>() == 4) };
     assert!((1..=WIDTH).contains(&rows) && out.len().is_multiple_of(rows));
     let words = out.len() / rows;
@@ -467,25 +467,55 @@ unsafe fn interleave_words(x: *const i32, stride: usize, rows: usize, words: usi
 }
 
 /// 32 bits.
-pub(super) trait Word: bytemuck::Pod {}
+pub(crate) trait Word: bytemuck::Pod {}
 impl Word for f32 {}
 impl Word for [i16; 2] {}
+impl Word for [u16; 2] {}
 
 /// `out = bf16(x)`, to the nearest, of two the even one.
 pub(crate) fn round_to_bf16(_proof: Isa, x: &[f32], out: &mut [u16]) {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     fn loops(x: &[f32], out: &mut [u16]) {
         let n = x.len().min(out.len());
+        let whole = n / WIDTH * WIDTH;
+        // SAFETY: whole blocks lie before the ends, and the mask leaves out what lies past them.
+        unsafe {
+            for first in (0..whole).step_by(WIDTH) {
+                let values = _mm512_loadu_ps(x.as_ptr().add(first));
+                let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(values));
+                _mm256_storeu_si256(out.as_mut_ptr().add(first).cast(), rounded);
+            }
+            if whole < n {
+                let mask = !0u16 >> (WIDTH - (n - whole));
+                let values = _mm512_maskz_loadu_ps(mask, x.as_ptr().add(whole));
+                let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(values));
+                _mm256_mask_storeu_epi16(out.as_mut_ptr().add(whole).cast(), mask, rounded);
+            }
+        }
+    }
+    // SAFETY: this is called for the level that has these instructions.
+    unsafe { loops(x, out) }
+}
+
+/// `x = high + low`, but for what two bf16 cannot hold: each to the nearest.
+pub(super) fn split_to_bf16(_proof: Isa, x: &[f32], high: &mut [u16], low: &mut [u16]) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    fn loops(x: &[f32], high: &mut [u16], low: &mut [u16]) {
+        let n = x.len().min(high.len()).min(low.len());
         for first in (0..n).step_by(WIDTH) {
             let mask = !0u16 >> (WIDTH - WIDTH.min(n - first));
             // SAFETY: the mask leaves out what lies past the ends.
             unsafe {
                 let values = _mm512_maskz_loadu_ps(mask, x.as_ptr().add(first));
                 let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(values));
-                _mm256_mask_storeu_epi16(out.as_mut_ptr().add(first).cast(), mask, rounded);
+                let widened = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded));
+                let rest = _mm512_sub_ps(values, _mm512_castsi512_ps(widened));
+                let rest: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(rest));
+                _mm256_mask_storeu_epi16(high.as_mut_ptr().add(first).cast(), mask, rounded);
+                _mm256_mask_storeu_epi16(low.as_mut_ptr().add(first).cast(), mask, rest);
             }
         }
     }
     // SAFETY: this is called for the level that has these instructions.
-    unsafe { loops(x, out) }
+    unsafe { loops(x, high, low) }
 }

@@ -45,7 +45,7 @@ fn each_row(
 ) {
     let scale = channels(&job.w.panels.scale, tile.panel);
     let bias = channels(job.w.bias, tile.panel);
-    let column = tile.panel / job.group() * WIDTH;
+    let column = job.column(tile.panel);
     let width = (job.columns - column).min(WIDTH);
     let scaled = !job.w.panels.scale.is_empty();
     for (i, acc) in tile.acc.iter().enumerate() {
@@ -56,15 +56,18 @@ fn each_row(
         for j in 0..WIDTH {
             y[j] = if scaled { y[j] * scale[j] } else { y[j] } + bias[j];
         }
-        let mut values = [0.0; WIDTH];
-        match <&[f32; WIDTH]>::try_from(&*out) {
-            Ok(full) => values = *full,
-            Err(_) => values[..width].copy_from_slice(out),
+        // Only the last panel may be cut. Copies of a length that the compiler does not know would cost as much as the products of a shallow layer.
+        let mut cut = [0.0; WIDTH];
+        if width < WIDTH {
+            cut[..width].copy_from_slice(out);
         }
-        f(i, place, &y, &mut values);
-        match <&mut [f32; WIDTH]>::try_from(&mut *out) {
-            Ok(full) => *full = values,
-            Err(_) => out.copy_from_slice(&values[..width]),
+        let to = match <&mut [f32; WIDTH]>::try_from(&mut *out) {
+            Ok(full) => full,
+            Err(_) => &mut cut,
+        };
+        f(i, place, &y, to);
+        if width < WIDTH {
+            out.copy_from_slice(&cut[..width]);
         }
     }
 }
@@ -72,7 +75,7 @@ fn each_row(
 /// The same for an activation, which is chosen outside the loop.
 #[inline(always)]
 fn each_act<const FMA: bool>(job: &Job<'_>, tile: &Tile<'_>, act: Activation<'_>) {
-    let alpha = alphas(act, job.first_column + tile.panel * WIDTH);
+    let alpha = alphas(act, job.first_column + job.column(tile.panel));
     macro_rules! fixed {
         ($act:expr) => {
             each_row(job, tile, |_, _, y, out| {

@@ -9,7 +9,7 @@
 
 use super::{Accumulators, Input, Isa, Level, WIDTH};
 #[cfg(target_arch = "x86_64")]
-use super::{Call, Target, avx512, interleaved, kinds};
+use super::{Call, Hardware, Target, amx, avx512, int8_amx, interleaved, kinds};
 use crate::cpu::isa::per_isa;
 
 /// Depth that shares one scale.
@@ -40,6 +40,9 @@ pub(super) struct Rows {
     /// `values` of each segment laid together, of a block that AVX-512 takes so.
     #[cfg(target_arch = "x86_64")]
     together: Vec<[i16; 2]>,
+    /// `values` as bytes, where tile registers take them so.
+    #[cfg(target_arch = "x86_64")]
+    halves: int8_amx::Halves,
 }
 
 /// Rows of one segment, [`SEGMENT`] values apart, and their scales.
@@ -88,7 +91,9 @@ impl Rows {
             self.gathered = gathered;
         }
         #[cfg(target_arch = "x86_64")]
-        if self.lies_together(isa) {
+        if isa.has_tiles() {
+            self.halves.load(isa, &self.values, count);
+        } else if self.lies_together(isa) {
             self.lay_together(isa);
         }
         self.name = Some(name);
@@ -163,6 +168,26 @@ impl Rows {
             }
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => self.multiply_avx512(isa, b, (count, size), acc),
+        }
+    }
+
+    /// The same for panels of fours, and of `part` the rows from a first one on.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn multiply_in_tiles(
+        &self,
+        kernel: (&mut Hardware, &mut amx::Ahead, Isa),
+        part: (usize, usize),
+        (b, size): (&[i8], usize),
+        acc: &mut Accumulators,
+    ) {
+        assert_eq!(
+            size,
+            self.depth.next_multiple_of(int8_amx::STEP) * WIDTH,
+            "gemm: a panel's depth"
+        );
+        if size > 0 {
+            let rows = (&self.scales[..], part);
+            self.halves.multiply(kernel, rows, (b, size), acc);
         }
     }
 
@@ -320,11 +345,42 @@ mod tests {
         }
     }
 
+    /// A panel of pairs as one of fours.
+    #[cfg(target_arch = "x86_64")]
+    fn fours(pairs: &[i8], depth: usize) -> Vec<i8> {
+        let mut fours = vec![0; depth.next_multiple_of(int8_amx::STEP) * WIDTH];
+        for (k, column) in (0..depth).flat_map(|k| (0..WIDTH).map(move |c| (k, c))) {
+            let from = 2 * (k / 2 * WIDTH + column) + k % 2;
+            fours[4 * (k / 4 * WIDTH + column) + k % 4] = pairs[from];
+        }
+        fours
+    }
+
     /// Sums of all rows with each of some panels.
     fn multiplied(isa: Isa, rows: &Rows, panels: &[&[i8]]) -> Vec<Vec<[f32; WIDTH]>> {
         let mut acc = Box::new([[[f32::NAN; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
         let shape = (panels.len(), panels[0].len());
-        rows.multiply(isa, &panels.concat(), shape, &mut acc);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(mut tiles) = isa.tiles() {
+            let size = rows.depth.next_multiple_of(int8_amx::STEP) * WIDTH;
+            let panels: Vec<_> = panels.iter().map(|p| fours(p, rows.depth)).collect();
+            if size == 0 {
+                acc.as_flattened_mut().as_flattened_mut().fill(0.0);
+            }
+            let panels = panels.concat();
+            for first in (0..rows.count).step_by(32) {
+                let part = (first, 32.min(rows.count - first));
+                let mut sums = Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
+                let kernel = (&mut tiles, &mut amx::Ahead::Nothing, isa);
+                rows.multiply_in_tiles(kernel, part, (&panels, size), &mut sums);
+                for (acc, sums) in acc.iter_mut().zip(&*sums) {
+                    acc[first..first + part.1].copy_from_slice(&sums[..part.1]);
+                }
+            }
+        }
+        if !isa.has_tiles() {
+            rows.multiply(isa, &panels.concat(), shape, &mut acc);
+        }
         let sums = acc[..panels.len()].iter();
         sums.map(|acc| acc[..rows.count].to_vec()).collect()
     }

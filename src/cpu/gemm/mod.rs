@@ -1,9 +1,11 @@
 //! Matrix products on packed weights: linear layers and, as products over shifted rows, convolutions.
 //!
 //! Every output is one chain of multiply-adds over `k = 0, 1, …`, in that order, whatever the number of input rows and whatever kernel
-//! computes it; with pairs of bf16 it is a chain over pairs (in tile registers over the sums of 16 pairs), with int8 weights over the exact sums of fixed stretches of `k`. So a row's bytes do not depend on its
+//! computes it; with pairs of bf16 it is a chain over pairs, in tile registers over the sums of 16 pairs, with int8 weights over the exact sums of fixed
+//! stretches of `k`. So a row's bytes do not depend on its
 //! neighbours nor on the threads. What may be chosen freely, and is chosen for speed, is which outputs are computed together.
 
+mod accumulate;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
@@ -15,6 +17,8 @@ mod bf16;
 mod finish;
 mod int8;
 #[cfg(target_arch = "x86_64")]
+mod int8_amx;
+#[cfg(target_arch = "x86_64")]
 mod int8_avx2;
 #[cfg(target_arch = "x86_64")]
 mod interleaved;
@@ -23,12 +27,14 @@ mod kinds;
 mod panels;
 mod portable;
 #[cfg(target_arch = "x86_64")]
+mod tiled;
+#[cfg(target_arch = "x86_64")]
 mod tiles;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use amx::{REGISTER_PRODUCTS, register_products};
+pub(crate) use amx::{Ahead, REGISTER_PRODUCTS, TILE_DEPTH, register_products, run as run_tiles};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::{Side, round_to_bf16, run as run_avx512};
+pub(crate) use avx512::{Side, interleave, round_to_bf16, run as run_avx512};
 #[cfg(target_arch = "x86_64")]
 use interleaved::{SQUARE_ROWS, STRIDED_ROWS};
 #[cfg(target_arch = "x86_64")]
@@ -50,9 +56,6 @@ use panels::Values;
 pub(crate) const BLOCK_ROWS: usize = 96;
 /// Depth of a block: 16 KiB of an f32 panel.
 const BLOCK_K: usize = 256;
-/// Depth of a block of pairs of bf16: 512 KiB of four panels.
-#[cfg(target_arch = "x86_64")]
-const BLOCK_PAIRS_K: usize = 4096;
 /// Bytes of input that a block of rows may span, so that it stays in the second-level cache.
 const BLOCK_BYTES: usize = 192 * 1024;
 /// The same where AVX-512 lays rows together: its CPUs have 1 MiB and more.
@@ -112,7 +115,8 @@ pub(crate) fn run(
         assert!(last + x.depth <= x.values.len(), "gemm: input too short");
     }
     let job = Job {
-        number: JOBS.fetch_add(1, Ordering::Relaxed),
+        number: number(),
+        first_panel: 0,
         x,
         w,
         store,
@@ -122,7 +126,7 @@ pub(crate) fn run(
         first_column: out.first_column,
         columns: out.columns,
     };
-    let blocks = job.row_blocks(isa, spans);
+    let blocks = job.row_blocks(pool.threads(), isa, spans);
     let group = job.group();
     let groups = w.panels.count.div_ceil(group);
     let wanted = (pool.threads() * CHUNKS_PER_THREAD).div_ceil(blocks.count);
@@ -144,12 +148,59 @@ pub(crate) fn run(
     });
 }
 
-/// Numbers products, so that a thread knows whose rows it has rounded last.
-static JOBS: AtomicU64 = AtomicU64::new(0);
+/// Some columns of `x Wᵀ + b` side by side, on the calling thread alone: those of each range of panels in turn. What has the same `number` has the same `x`.
+pub(crate) fn columns<const RANGES: usize>(
+    (number, isa): (u64, Isa),
+    x: Input<'_>,
+    span: Span,
+    w: Weights<'_>,
+    ranges: [Range<usize>; RANGES],
+    out: &mut [f32],
+) {
+    assert_eq!(x.taps * x.depth, w.panels.k, "gemm: depth");
+    assert!(
+        ranges.iter().all(|r| r.end <= w.panels.count),
+        "gemm: columns"
+    );
+    let stride = ranges.iter().map(|r| r.len() * WIDTH).sum();
+    let out = SharedMut::new(out);
+    let mut first_column = 0;
+    let jobs = ranges.map(|panels| {
+        let job = Job {
+            number,
+            first_panel: panels.start,
+            x,
+            w,
+            store: Store::Set,
+            out,
+            stride,
+            row_step: 1,
+            first_column,
+            columns: panels.len() * WIDTH,
+        };
+        first_column += job.columns;
+        (job, panels)
+    });
+    let blocks = jobs[0].0.row_blocks(1, isa, &[span]);
+    for (block, offset) in (0..blocks.count).map(|i| blocks.get(&[span], i)) {
+        for (job, panels) in &jobs {
+            let place = span.input + offset * x.row_stride;
+            WORKSPACE.with_borrow_mut(|workspace| {
+                job.block(isa, workspace, (place, (block, offset)), panels.clone());
+            });
+        }
+    }
+}
+
+/// A number for a product, so that a thread knows whose rows it has rounded last.
+pub(crate) fn number() -> u64 {
+    static NUMBERS: AtomicU64 = AtomicU64::new(0);
+    NUMBERS.fetch_add(1, Ordering::Relaxed)
+}
 
 thread_local! {
     static WORKSPACE: RefCell<Workspace> = RefCell::new(Workspace {
-        acc: Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS]),
+        acc: Box::new(Aligned([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS])),
         rounded: int8::Rows::default(),
         #[cfg(target_arch = "x86_64")]
         pairs: bf16::Rows::default(),
@@ -160,7 +211,7 @@ thread_local! {
 
 /// What a thread keeps between blocks; it grows once.
 struct Workspace {
-    acc: Box<Accumulators>,
+    acc: Box<Aligned>,
     /// Rows of the block under way, for int8 weights: kept because a thread often works on several chunks of the same rows.
     rounded: int8::Rows,
     /// The same for products of pairs of bf16.
@@ -208,12 +259,25 @@ struct Job<'a> {
     out: SharedMut<'a>,
     stride: usize,
     row_step: usize,
+    /// Panel of the output's first column.
+    first_panel: usize,
     first_column: usize,
     columns: usize,
 }
 
+impl Job<'_> {
+    /// The column, of those that the product writes, at which a panel's begin.
+    fn column(&self, panel: usize) -> usize {
+        (panel - self.first_panel) / self.group() * WIDTH
+    }
+}
+
 /// Accumulators of a block: `[panel][row][16]`.
 pub(crate) type Accumulators = [[[f32; WIDTH]; BLOCK_ROWS]; MAX_PANELS];
+
+/// The same from a cache line's beginning on.
+#[repr(align(64))]
+struct Aligned(Accumulators);
 
 impl Job<'_> {
     /// Panels that belong together: gate and up.
@@ -232,14 +296,26 @@ impl Job<'_> {
             && match self.w.panels.values() {
                 Values::F32(_) => self.x.taps == 1,
                 Values::Pairs(_) => self.x.taps == 1 && !isa.multiplies_bf16(),
-                Values::Bf16(_) => false,
+                Values::Bf16(_) | Values::Split(_) | Values::Fours(_) => false,
                 Values::I8(_) => true,
             }
     }
 
+    /// Whether the kernel is that of tile registers.
+    #[cfg(target_arch = "x86_64")]
+    fn takes_tiles(&self, isa: Isa) -> bool {
+        let values = self.w.panels.values();
+        isa.has_tiles() && !matches!(values, Values::F32(_) | Values::Bf16(_) | Values::I8(_))
+    }
+
     /// The blocks of rows that chunks work on.
-    fn row_blocks(&self, isa: Isa, spans: &[Span]) -> RowBlocks {
+    fn row_blocks(&self, threads: usize, isa: Isa, spans: &[Span]) -> RowBlocks {
         let row_bytes = self.row_bytes(isa).max(1);
+        let _ = threads;
+        #[cfg(target_arch = "x86_64")]
+        if self.takes_tiles(isa) {
+            return RowBlocks::new(spans, tiled::block_rows(spans, row_bytes, threads));
+        }
         #[cfg(target_arch = "x86_64")]
         if self.lays_together(isa) {
             // Whole tiles; rows that one tile takes are never parted.
@@ -257,6 +333,8 @@ impl Job<'_> {
         match self.w.panels.values() {
             Values::I8(_) => int8::Rows::row_bytes(self.w.panels.k),
             #[cfg(target_arch = "x86_64")]
+            Values::Fours(_) => int8::Rows::row_bytes(self.w.panels.k),
+            #[cfg(target_arch = "x86_64")]
             Values::Pairs(_) if isa.multiplies_bf16() => self.x.row_stride * size_of::<u16>(),
             _ => self.x.row_stride * size_of::<f32>(),
         }
@@ -270,7 +348,11 @@ impl Job<'_> {
         (index, (span, offset)): (usize, (Span, usize)),
         panels: Range<usize>,
     ) {
-        let acc = &mut *workspace.acc;
+        #[cfg(target_arch = "x86_64")]
+        if let (true, Some(tiles)) = (self.takes_tiles(isa), isa.tiles()) {
+            return self.block_in_tiles((tiles, isa), workspace, (index, (span, offset)), panels);
+        }
+        let acc = &mut workspace.acc.0;
         let input = span.input + offset * self.x.row_stride;
         let name = (self.number, index);
         if let Values::I8(_) = self.w.panels.values() {
@@ -316,8 +398,12 @@ impl Job<'_> {
                 #[cfg(target_arch = "x86_64")]
                 Values::Pairs(b) => {
                     let span = Span { input, ..span };
-                    let x = workspace.pairs.load(isa, name, &self.x, span);
+                    let x = workspace.pairs.load(isa, name, &self.x, span, false);
                     self.accumulate_pairs(isa, b, (x, span.rows), range, acc);
+                }
+                #[cfg(target_arch = "x86_64")]
+                Values::Split(_) | Values::Fours(_) => {
+                    unreachable!("weights packed for tile registers. This is a bug.")
                 }
                 Values::I8(b) => {
                     let size = self.w.panels.panel_values();
@@ -325,16 +411,28 @@ impl Job<'_> {
                     workspace.rounded.multiply(isa, b, (count, size), acc);
                 }
             }
-            for p in (0..count).step_by(self.group()) {
-                let (gate, rest) = acc[p..].split_at(1);
-                let tile = finish::Tile {
-                    acc: &gate[0][..span.rows],
-                    up: rest.first().map_or(&[], |up| &up[..span.rows]),
-                    panel: panel + p,
-                    row: span.out + offset * self.row_step,
-                };
-                finish::finish(isa, self, &tile);
-            }
+            let row = span.out + offset * self.row_step;
+            self.finish(isa, acc, (panel, count), (row, span.rows));
+        }
+    }
+
+    /// Stores the sums of some rows and panels.
+    fn finish(
+        &self,
+        isa: Isa,
+        acc: &Accumulators,
+        (panel, count): (usize, usize),
+        (row, rows): (usize, usize),
+    ) {
+        for p in (0..count).step_by(self.group()) {
+            let (gate, rest) = acc[p..].split_at(1);
+            let tile = finish::Tile {
+                acc: &gate[0][..rows],
+                up: rest.first().map_or(&[], |up| &up[..rows]),
+                panel: panel + p,
+                row,
+            };
+            finish::finish(isa, self, &tile);
         }
     }
 
@@ -342,127 +440,10 @@ impl Job<'_> {
     fn expect_output(&self, panel: usize, count: usize, (row, rows): (usize, usize)) {
         #[cfg(target_arch = "x86_64")]
         for row in (0..rows).map(|i| row + i * self.row_step) {
-            let column = panel / self.group() * WIDTH;
+            let column = self.column(panel);
             for p in 0..count / self.group() {
                 let place = row * self.stride + self.first_column + column + p * WIDTH;
                 self.out.expect(place);
-            }
-        }
-    }
-
-    /// Sums over the whole depth, block by block: `run` makes the products of one.
-    fn accumulate<W>(
-        &self,
-        b: &[W],
-        (input, rows): (usize, usize),
-        panels: Range<usize>,
-        acc: &mut Accumulators,
-        run: impl Fn(&Call<'_>, &[W], Target<'_>),
-    ) {
-        let k = self.w.panels.k;
-        if k == 0 {
-            acc.as_flattened_mut().as_flattened_mut().fill(0.0);
-        }
-        let block_k = if rows <= 6 { usize::MAX } else { BLOCK_K };
-        for tap in 0..self.x.taps {
-            let mut done = 0;
-            while done < self.x.depth {
-                let depth = block_k.min(self.x.depth - done);
-                let at = tap * self.x.depth + done;
-                let call = Call {
-                    a: &self.x.values[input + tap * self.x.tap_stride + done..],
-                    row_stride: self.x.row_stride,
-                    rows,
-                    depth,
-                    panel_stride: k * WIDTH,
-                    panels: panels.len(),
-                    fresh: at == 0,
-                };
-                let b = &b[(panels.start * k + at) * WIDTH..];
-                run(&call, b, Target::accumulators(acc));
-                done += depth;
-            }
-        }
-    }
-
-    /// The same of rows that lie together.
-    #[cfg(target_arch = "x86_64")]
-    fn accumulate_together<K: kinds::Kind<X = f32>>(
-        &self,
-        isa: Isa,
-        b: &[K::W],
-        x: interleaved::Interleaved<'_, f32>,
-        panels: Range<usize>,
-        acc: &mut Accumulators,
-    ) {
-        let k = self.w.panels.k;
-        if k == 0 {
-            acc.as_flattened_mut().as_flattened_mut().fill(0.0);
-        }
-        let block_k = match x.rows {
-            0..=interleaved::MOST_ROWS => k,
-            _ => BLOCK_K,
-        };
-        let step = interleaved::panels_per_tile(x.per_tile);
-        for first in panels.clone().step_by(step) {
-            let count = step.min(panels.end - first);
-            for done in (0..k).step_by(block_k.max(1)) {
-                let depth = block_k.min(k - done);
-                let next = match done + depth < k {
-                    true => depth * WIDTH,
-                    false => (count * k - done) * WIDTH,
-                };
-                let b = &b[(first * k + done) * WIDTH..];
-                let b = avx512::Side::strided(b, count, k * WIDTH, next);
-                let x = interleaved::Interleaved {
-                    first: done,
-                    depth,
-                    ..x
-                };
-                let out = Target::accumulators(&mut acc[first - panels.start..]);
-                avx512::run_interleaved::<K>(isa, x, None, (b, count), (out, done == 0));
-            }
-        }
-    }
-
-    /// The same in pairs of bf16. The weights of a call stay in the second-level cache.
-    #[cfg(target_arch = "x86_64")]
-    fn accumulate_pairs(
-        &self,
-        isa: Isa,
-        b: &[u16],
-        (x, rows): (bf16::Rounded<'_>, usize),
-        panels: Range<usize>,
-        acc: &mut Accumulators,
-    ) {
-        let size = self.w.panels.panel_values();
-        if size == 0 {
-            acc.as_flattened_mut().as_flattened_mut().fill(0.0);
-            return;
-        }
-        for tap in 0..x.taps {
-            for done in (0..x.depth).step_by(BLOCK_PAIRS_K) {
-                let at = tap * x.depth + done;
-                let call = Call {
-                    a: &x.values[tap * x.tap_stride + done..],
-                    row_stride: x.row_stride,
-                    rows,
-                    depth: BLOCK_PAIRS_K.min(x.depth - done),
-                    panel_stride: size,
-                    panels: panels.len(),
-                    fresh: at == 0,
-                };
-                let b = &b[panels.start * size + at * WIDTH..];
-                if let Some(mut tiles) = isa.tiles() {
-                    amx::run(&mut tiles, &call, b, Target::accumulators(acc));
-                } else {
-                    let next = match at + call.depth < x.taps * x.depth {
-                        true => call.depth * WIDTH,
-                        false => call.panels * size - at * WIDTH,
-                    };
-                    let b = avx512::Side::strided(b, call.panels, size, next);
-                    avx512::run::<Bf16>(isa, &call, None, b, Target::accumulators(acc));
-                }
             }
         }
     }

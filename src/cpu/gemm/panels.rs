@@ -1,9 +1,12 @@
-//! Packed weights: panels of 16 output channels, `[M / 16][K][16]` in f32 or bf16, `[M / 16][K / 2][16][2]` in int8 or pairs of bf16.
+//! Packed weights: panels of 16 output channels, `[M / 16][K][16]` in f32 or bf16, `[M / 16][K / 2][16][2]` in int8 or pairs of bf16,
+//! `[M / 16][K / 4][16][4]` in int8 for tile registers.
 //!
 //! One step of the inner loop reads one row of a panel, so a panel is read from front to back once, whatever the number of input rows.
 
 use half::bf16;
 
+#[cfg(target_arch = "x86_64")]
+use super::int8_amx;
 use crate::backend::Result;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::isa::Level;
@@ -25,7 +28,13 @@ pub(crate) enum Values<'a> {
     Bf16(&'a [u16]),
     #[cfg(target_arch = "x86_64")]
     Pairs(&'a [u16]),
+    /// Pairs of the high parts of a panel, then of the low ones.
+    #[cfg(target_arch = "x86_64")]
+    Split(&'a [u16]),
     I8(&'a [i8]),
+    /// Fours of int8, for tile registers.
+    #[cfg(target_arch = "x86_64")]
+    Fours(&'a [i8]),
 }
 
 /// How weights are kept.
@@ -37,7 +46,13 @@ pub(crate) enum Stored {
     /// To be multiplied as they are, or to be widened two rows at a time.
     #[cfg(target_arch = "x86_64")]
     Bf16Pairs,
+    /// As sums of two bf16, sixteen bits and more of each value, for tile registers.
+    #[cfg(target_arch = "x86_64")]
+    Bf16Split,
     Int8,
+    /// Four rows together, of a depth rounded up to whole steps of tile registers.
+    #[cfg(target_arch = "x86_64")]
+    Int8Fours,
 }
 
 impl Stored {
@@ -53,7 +68,28 @@ impl Stored {
                 Self::Bf16Pairs
             }
             WeightPrecision::Bf16 => Self::Bf16,
+            #[cfg(target_arch = "x86_64")]
+            WeightPrecision::Int8 if isa.has_tiles() => Self::Int8Fours,
             WeightPrecision::Int8 => Self::Int8,
+        }
+    }
+
+    /// The same of convolutions whose errors are heard as noise: with tile registers three products of bf16 are faster than one of f32.
+    pub(crate) fn signal(isa: Isa, precision: WeightPrecision) -> Self {
+        match precision {
+            #[cfg(target_arch = "x86_64")]
+            WeightPrecision::Bf16 | WeightPrecision::Int8 if isa.has_tiles() => Self::Bf16Split,
+            _ => Self::F32,
+        }
+    }
+
+    /// Whether a channel has a scale.
+    fn is_scaled(self) -> bool {
+        match self {
+            Self::Int8 => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Int8Fours => true,
+            _ => false,
         }
     }
 
@@ -75,7 +111,11 @@ impl Stored {
             Self::Bf16 => 2,
             #[cfg(target_arch = "x86_64")]
             Self::Bf16Pairs => 2,
+            #[cfg(target_arch = "x86_64")]
+            Self::Bf16Split => 4,
             Self::Int8 => 1,
+            #[cfg(target_arch = "x86_64")]
+            Self::Int8Fours => 1,
         }
     }
 
@@ -84,8 +124,10 @@ impl Stored {
         match self {
             Self::F32 | Self::Bf16 => k,
             #[cfg(target_arch = "x86_64")]
-            Self::Bf16Pairs => k.next_multiple_of(2),
+            Self::Bf16Pairs | Self::Bf16Split => k.next_multiple_of(2),
             Self::Int8 => k.next_multiple_of(2),
+            #[cfg(target_arch = "x86_64")]
+            Self::Int8Fours => k.next_multiple_of(int8_amx::STEP),
         }
     }
 }
@@ -120,9 +162,9 @@ impl Panels {
         let mut panels = Self {
             lines: Lines::zeroed(bytes).map_err(|_| out_of_memory("weights", bytes))?,
             stored,
-            scale: match stored {
-                Stored::Int8 => vec![1.0; count * WIDTH],
-                _ => Vec::new(),
+            scale: match stored.is_scaled() {
+                true => vec![1.0; count * WIDTH],
+                false => Vec::new(),
             },
             k,
             count,
@@ -140,7 +182,7 @@ impl Panels {
     fn store(&mut self, channel: usize, row: &mut [f32], kind: Row) {
         let (panel, column) = (channel / WIDTH, channel % WIDTH);
         let first = panel * self.panel_values();
-        if let (Row::Quantised(scale), false) = (&kind, self.stored == Stored::Int8) {
+        if let (Row::Quantised(scale), false) = (&kind, self.stored.is_scaled()) {
             row.iter_mut().for_each(|v| *v *= scale);
         }
         match self.stored {
@@ -165,29 +207,59 @@ impl Panels {
                     values[first + place] = bf16::from_f32(v).to_bits();
                 }
             }
-            Stored::Int8 => {
-                let scale = match kind {
-                    Row::Quantised(scale) => scale,
-                    Row::Values => {
-                        let max = row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-                        let scale = if max > 0.0 { max / INT8_MAX } else { 1.0 };
-                        row.iter_mut()
-                            .for_each(|v| *v = (*v / scale).round_ties_even());
-                        scale
-                    }
-                };
-                self.scale[channel] = scale;
-                let values: &mut [i8] = bytemuck::cast_slice_mut(&mut self.lines);
+            #[cfg(target_arch = "x86_64")]
+            Stored::Bf16Split => {
+                let (first, low) = (2 * first, self.panel_values());
+                let values: &mut [u16] = bytemuck::cast_slice_mut(&mut self.lines);
                 for (k, &v) in row.iter().enumerate() {
-                    values[first + 2 * (k / 2 * WIDTH + column) + k % 2] = v as i8;
+                    let place = first + 2 * (k / 2 * WIDTH + column) + k % 2;
+                    let high = bf16::from_f32(v);
+                    values[place] = high.to_bits();
+                    values[place + low] = bf16::from_f32(v - high.to_f32()).to_bits();
                 }
             }
+            Stored::Int8 => self.store_int8(channel, row, kind, 2),
+            #[cfg(target_arch = "x86_64")]
+            Stored::Int8Fours => self.store_int8(channel, row, kind, 4),
+        }
+    }
+
+    /// The same as int8, `together` rows of a panel side by side.
+    fn store_int8(&mut self, channel: usize, row: &mut [f32], kind: Row, together: usize) {
+        let first = channel / WIDTH * self.panel_values();
+        let scale = match kind {
+            Row::Quantised(scale) => scale,
+            Row::Values => {
+                let max = row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                let scale = if max > 0.0 { max / INT8_MAX } else { 1.0 };
+                row.iter_mut()
+                    .for_each(|v| *v = (*v / scale).round_ties_even());
+                scale
+            }
+        };
+        self.scale[channel] = scale;
+        let values: &mut [i8] = bytemuck::cast_slice_mut(&mut self.lines);
+        for (k, &v) in row.iter().enumerate() {
+            let line = (k / together * WIDTH + channel % WIDTH) * together;
+            values[first + line + k % together] = v as i8;
         }
     }
 
     /// Values of a panel, with what pads it.
     pub(super) fn panel_values(&self) -> usize {
         self.stored.depth(self.k) * WIDTH
+    }
+
+    /// Bytes of a panel.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn panel_bytes(&self) -> usize {
+        self.panel_values() * self.stored.bytes()
+    }
+
+    /// All panels from `panel` on.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn bytes_from(&self, panel: usize) -> &[u8] {
+        &bytemuck::cast_slice(&self.lines)[panel * self.panel_bytes()..]
     }
 
     /// All panels, one after the other.
@@ -198,7 +270,11 @@ impl Panels {
             Stored::Bf16 => Values::Bf16(&bytemuck::cast_slice(&self.lines)[..n]),
             #[cfg(target_arch = "x86_64")]
             Stored::Bf16Pairs => Values::Pairs(&bytemuck::cast_slice(&self.lines)[..n]),
+            #[cfg(target_arch = "x86_64")]
+            Stored::Bf16Split => Values::Split(&bytemuck::cast_slice(&self.lines)[..2 * n]),
             Stored::Int8 => Values::I8(&bytemuck::cast_slice(&self.lines)[..n]),
+            #[cfg(target_arch = "x86_64")]
+            Stored::Int8Fours => Values::Fours(&bytemuck::cast_slice(&self.lines)[..n]),
         }
     }
 

@@ -5,20 +5,21 @@
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 /// Rows of a register.
 pub(super) const ROWS: usize = 16;
-/// Pairs of bf16, or f32, in a row of a register.
+/// Words of 32 bits in a row of a register: f32, integers, pairs of bf16 or fours of int8.
 pub(super) const LANES: usize = 16;
 
 /// What the registers hold, by number: sums of two blocks of rows and two panels (0 to 3), the inputs of both blocks (4, 5), two panels (6, 7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shape {
+pub(crate) struct Shape {
     /// Rows of both blocks, 1 to 16.
-    pub(super) rows: [usize; 2],
-    /// Pairs of the depth that one step takes, 1 to 16.
-    pub(super) pairs: usize,
+    pub(crate) rows: [usize; 2],
+    /// Words of the depth that one step takes, 1 to 16.
+    pub(crate) words: usize,
 }
 
 impl Shape {
@@ -27,8 +28,8 @@ impl Shape {
         match tile {
             0 | 1 => (self.rows[0], 4 * LANES),
             2 | 3 => (self.rows[1], 4 * LANES),
-            4 | 5 => (self.rows[tile - 4], 4 * self.pairs),
-            _ => (self.pairs, 4 * LANES),
+            4 | 5 => (self.rows[tile - 4], 4 * self.words),
+            _ => (self.words, 4 * LANES),
         }
     }
 
@@ -46,8 +47,8 @@ impl Shape {
 }
 
 /// Registers of one thread.
-pub(super) trait Tiles {
-    /// Sets the shapes; all registers are zero then.
+pub(crate) trait Tiles {
+    /// Sets the shapes; what the registers held is lost.
     fn configure(&mut self, shape: Shape);
 
     /// Register `T` from rows that begin `stride` bytes apart at `p`.
@@ -68,25 +69,38 @@ pub(super) trait Tiles {
     /// `C += A B` of pairs of bf16 (`tdpbf16ps`).
     fn dot<const C: usize, const A: usize, const B: usize>(&mut self);
 
-    /// Leaves the registers to others: the system need not keep them any longer.
-    fn release(&mut self);
+    /// `C += A B` of fours of signed bytes (`tdpbssd`), in integers.
+    fn dot_signed<const C: usize, const A: usize, const B: usize>(&mut self);
+
+    /// The same of unsigned bytes by signed ones (`tdpbusd`).
+    fn dot_unsigned<const C: usize, const A: usize, const B: usize>(&mut self);
 }
 
-/// The registers of this CPU.
-pub(crate) struct Hardware(());
+/// The registers of this CPU, of which a thread has one at a time. Shapes are set only where they change, which takes as long as ten products; dropped, it
+/// leaves the registers to others: the system need not keep them any longer.
+pub(crate) struct Hardware {
+    shape: Option<Shape>,
+    /// They are a thread's.
+    _thread: PhantomData<*const ()>,
+}
 
 impl Hardware {
-    /// When the CPU has them for bf16 and the system lets this process use them, which it has to be asked for.
+    /// When the CPU has them for bf16 and int8 and the system lets this process use them, which it has to be asked for.
     pub(crate) fn detect() -> Option<Self> {
         static USABLE: OnceLock<bool> = OnceLock::new();
         USABLE
             .get_or_init(|| {
                 const BF16: u32 = 1 << 22;
                 const TILES: u32 = 1 << 24;
+                const INT8: u32 = 1 << 25;
                 let has = __cpuid_count(7, 0).edx;
-                has & BF16 != 0 && has & TILES != 0 && permitted()
+                let all = BF16 | TILES | INT8;
+                has & all == all && permitted()
             })
-            .then_some(Self(()))
+            .then_some(Self {
+                shape: None,
+                _thread: PhantomData,
+            })
     }
 }
 
@@ -107,6 +121,10 @@ fn permitted() -> bool {
 impl Tiles for Hardware {
     #[inline(always)]
     fn configure(&mut self, shape: Shape) {
+        if self.shape == Some(shape) {
+            return;
+        }
+        self.shape = Some(shape);
         let config = shape.config();
         // SAFETY: `Hardware` exists only where the instructions do; the shape is within palette 1.
         unsafe {
@@ -148,9 +166,30 @@ impl Tiles for Hardware {
     }
 
     #[inline(always)]
-    fn release(&mut self) {
+    fn dot_signed<const C: usize, const A: usize, const B: usize>(&mut self) {
         // SAFETY: registers alone.
-        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
+        unsafe {
+            asm!("tdpbssd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
+                options(nostack, nomem, preserves_flags));
+        }
+    }
+
+    #[inline(always)]
+    fn dot_unsigned<const C: usize, const A: usize, const B: usize>(&mut self) {
+        // SAFETY: registers alone.
+        unsafe {
+            asm!("tdpbusd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
+                options(nostack, nomem, preserves_flags));
+        }
+    }
+}
+
+impl Drop for Hardware {
+    fn drop(&mut self) {
+        if self.shape.is_some() {
+            // SAFETY: registers alone.
+            unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
+        }
     }
 }
 
@@ -167,6 +206,37 @@ impl Model {
         Self {
             shape: None,
             registers: [[[0; 4 * LANES]; ROWS]; 8],
+        }
+    }
+
+    /// (rows, words of the depth) of a product, whose shapes have to fit.
+    fn product_shape(&self, c: usize, a: usize, b: usize) -> (usize, usize) {
+        let shape = self.shape.expect("configured");
+        let ((rows, _), (inputs, bytes), (words, _)) = (shape.of(c), shape.of(a), shape.of(b));
+        let fitting = (rows, bytes / 4) == (inputs, words);
+        assert!(fitting, "shapes that do not fit fault");
+        (rows, words)
+    }
+
+    /// `C += A B` of bytes, those of A as `input` reads them.
+    fn dot_bytes<const C: usize, const A: usize, const B: usize>(
+        &mut self,
+        input: impl Fn(u8) -> i32,
+    ) {
+        let (rows, words) = self.product_shape(C, A, B);
+        for row in 0..rows {
+            for lane in 0..LANES {
+                let mut sum: i32 = (0..4 * words)
+                    .map(|k| {
+                        let w = self.registers[B][k / 4][4 * lane + k % 4] as i8;
+                        input(self.registers[A][row][k]) * i32::from(w)
+                    })
+                    .sum();
+                let place = &mut self.registers[C][row][4 * lane..][..4];
+                sum =
+                    sum.wrapping_add(i32::from_le_bytes([place[0], place[1], place[2], place[3]]));
+                place.copy_from_slice(&sum.to_le_bytes());
+            }
         }
     }
 
@@ -192,7 +262,7 @@ fn flush(x: f32) -> f32 {
 impl Tiles for Model {
     fn configure(&mut self, shape: Shape) {
         let allowed = 1..=ROWS;
-        assert!(shape.rows.iter().all(|r| allowed.contains(r)) && allowed.contains(&shape.pairs));
+        assert!(shape.rows.iter().all(|r| allowed.contains(r)) && allowed.contains(&shape.words));
         *self = Self::new();
         self.shape = Some(shape);
     }
@@ -221,16 +291,10 @@ impl Tiles for Model {
     }
 
     fn dot<const C: usize, const A: usize, const B: usize>(&mut self) {
-        let shape = self.shape.expect("configured");
-        let ((rows, _), (inputs, bytes), (pairs, _)) = (shape.of(C), shape.of(A), shape.of(B));
-        assert_eq!(
-            (rows, bytes / 4),
-            (inputs, pairs),
-            "shapes that do not fit fault"
-        );
+        let (rows, words) = self.product_shape(C, A, B);
         for row in 0..rows {
             let mut sums = [[0f32; 2]; LANES];
-            for k in 0..pairs {
+            for k in 0..words {
                 let a = self.pair(A, row, k);
                 for (lane, sum) in sums.iter_mut().enumerate() {
                     let b = self.pair(B, k, lane);
@@ -247,8 +311,12 @@ impl Tiles for Model {
         }
     }
 
-    fn release(&mut self) {
-        self.shape = None;
+    fn dot_signed<const C: usize, const A: usize, const B: usize>(&mut self) {
+        self.dot_bytes::<C, A, B>(|byte| i32::from(byte as i8));
+    }
+
+    fn dot_unsigned<const C: usize, const A: usize, const B: usize>(&mut self) {
+        self.dot_bytes::<C, A, B>(i32::from);
     }
 }
 
@@ -260,7 +328,7 @@ mod tests {
     fn shapes_are_written_as_the_manual_says() {
         let shape = Shape {
             rows: [16, 5],
-            pairs: 3,
+            words: 3,
         };
         let config = shape.config();
         assert_eq!(
@@ -284,7 +352,7 @@ mod tests {
         let mut model = Model::new();
         model.configure(Shape {
             rows: [1, 1],
-            pairs: 1,
+            words: 1,
         });
         let a = [0x3f80_u16, 0x4000]; // 1, 2
         let mut b = [0u16; 2 * LANES];

@@ -339,7 +339,6 @@ impl<B: Backend> Block<B> {
         self.norm_mha
             .forward(backend, &ws.x, 1.0, None, &mut ws.y)?;
         let attention = &self.attention;
-        backend.linear(&ws.y, &attention.qkv, Epilogue::None, &mut ws.qkv)?;
         let positions = if up { &ws.up_positions } else { &ws.positions };
         let rel = RelPos {
             p: positions.layer(layer),
@@ -347,8 +346,9 @@ impl<B: Backend> Block<B> {
             v: &attention.pos_bias_v,
             center: positions.center(),
         };
-        backend.attention(
-            &ws.qkv,
+        backend.self_attention(
+            (&ws.y, &attention.qkv),
+            &mut ws.qkv,
             config.attention_heads,
             segments,
             segments,
@@ -363,8 +363,8 @@ impl<B: Backend> Block<B> {
             &mut ws.x,
         )?;
         self.norm_ff.forward(backend, &ws.x, 1.0, None, &mut ws.y)?;
-        backend.linear(&ws.y, &self.w_1, Epilogue::Act(Act::Silu), &mut ws.hidden)?;
-        backend.linear(&ws.hidden, &self.w_2, Epilogue::Accumulate, &mut ws.x)
+        let (w_1, w_2) = (&self.w_1, &self.w_2);
+        backend.feed_forward(&ws.y, w_1, Act::Silu, w_2, &mut ws.hidden, &mut ws.x)
     }
 }
 

@@ -456,9 +456,9 @@ impl<B: Backend> Transformer<B> {
         backend.resize(&mut s.qkv, seen.rows(), 3 * self.inner)?;
         backend.resize(&mut s.attended, rows, self.inner)?;
         self.norm1.forward(backend, seen, 1.0, None, &mut s.y)?;
-        backend.linear(&s.y, &self.qkv, Epilogue::None, &mut s.qkv)?;
-        backend.attention(
-            &s.qkv,
+        backend.self_attention(
+            (&s.y, &self.qkv),
+            &mut s.qkv,
             heads,
             batch.keys(),
             batch.segments,
@@ -470,8 +470,7 @@ impl<B: Backend> Transformer<B> {
         backend.resize(&mut s.y, rows, c)?;
         backend.resize(&mut s.wide, rows, EXPANSION * c)?;
         self.norm3.forward(backend, x, 1.0, None, &mut s.y)?;
-        backend.linear(&s.y, &self.up, Epilogue::Act(Act::Gelu), &mut s.wide)?;
-        backend.linear(&s.wide, &self.down, Epilogue::Accumulate, x)
+        backend.feed_forward(&s.y, &self.up, Act::Gelu, &self.down, &mut s.wide, x)
     }
 }
 
