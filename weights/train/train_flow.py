@@ -6,7 +6,9 @@ of every frame a small reader must be able to tell it from that mean. `--only en
 arithmetic, and a flow that has to refine an intelligible mean learns faster than one that waits for it, so on a CPU a run begins
 with it and goes on with `--only estimator`, which keeps the encoder as it is.
 
-With `--shares` the speakers it does not name are those that clones are learnt from: their rows always have a prompt.
+With `--shares` the speakers it does not name are those that clones are learnt from: their rows always have a prompt. With `--doubt`
+the embedding of such a row is mixed with another speaker's, so that the prompt is what tells who speaks: of a speaker who was
+never heard the embedding says little that the flow has learnt to read.
 
     train_flow.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M] [--only encoder|estimator]
 """
@@ -46,6 +48,12 @@ class Embeddings:
         if chance < 0.7:
             return self.own[random.choice(self.keys[row["speaker"]])].float()
         return self.means[row["speaker"]]
+
+    def doubted(self, row, most):
+        """An embedding that says who speaks less and less surely, up to `most`: mixed with the mean of any speaker."""
+        share = random.random() * most
+        other = self.means[random.choice(list(self.means))]
+        return (1 - share) * F.normalize(self.draw(row), dim=0) + share * F.normalize(other, dim=0)
 
 
 class Means:
@@ -95,6 +103,8 @@ def main():
     parser.add_argument("--main", metavar="SPEAKER", help="the encoder's mean is to be the mel of this speaker, whoever speaks")
     parser.add_argument("--muon", action="store_true", help="step the estimator's matrices by Muon")
     parser.add_argument("--shares", default="", help="SPEAKER=SHARE of the utterances, comma between; the others share the rest")
+    parser.add_argument("--doubt", type=float, default=0.0, metavar="SHARE",
+                        help="with --shares: mix the embeddings of clones with up to so much of another speaker's")
     args = parser.parse_args()
     device = setup(args)
     if args.tiny_steps:
@@ -133,7 +143,8 @@ def main():
         mel = F.pad(mel, (0, 2 * padded.shape[1] - mel.shape[2]), value=SILENT)
         embedding = torch.ones(len(rows), SPK_DIM)       # the encoder does without
         if args.only != "encoder":
-            embedding = torch.stack([speakers.draw(row) for row in rows])
+            embedding = torch.stack([speakers.draw(row) if row["speaker"] in shares or not args.doubt else
+                                     speakers.doubted(row, args.doubt) for row in rows])
         sounds, weights = torch.full(mel.shape[::2], -1), torch.zeros(mel.shape[::2])
         for i, row in enumerate(rows):
             known = [names[c] for c in row.get("frames", "")]

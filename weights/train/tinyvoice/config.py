@@ -71,7 +71,7 @@ class FlowDims:
 @dataclass(frozen=True)
 class HiftDims:
     """HiFT vocoder: mel [80, T] -> wave [480 T]."""
-    base: int = 64
+    base: int = 128
     f0_channels: int = 96
     harmonics: int = 23       # with f0 200 Hz: up to 4.8 kHz
     rates: tuple = (8, 5, 3)

@@ -14,7 +14,7 @@ from .flow_estimator import Estimator
 
 SIGMA_MIN = 1e-6
 TRAIN_CFG_RATE, CFG_RATE = 0.2, 0.7
-CLONED_PROMPT = 0.5       # a clone's prompt is about as long as what it says
+CLONED_PROMPT = 0.1, 0.5  # a clone's prompt is up to as long as what it says
 STEPS = 10
 NOISE_FRAMES = 15_000
 
@@ -59,7 +59,7 @@ class Flow(nn.Module):
         """Flow-matching loss of a padded batch: token [B, L], mel [B, 80, 2L], embedding [B, 192].
 
         As upstream trains: full attention or chunks with equal chance, a prompt of up to 30 % of the mel given to
-        half of the batch, conditions dropped for a fifth; the rows `cloned` (bool [B], None: none) always have a prompt, of up to
+        half of the batch, conditions dropped for a fifth; the rows `cloned` (bool [B], None: none) always have a prompt, of
         CLONED_PROMPT. Also returns the helper losses: the L1 of `mu` to the mel, of the rows
         `main` (bool [B], None: of all: the encoder is not told who speaks, and the mean of many speakers is nobody's mel),
         and the cross entropy of the phonemes `sounds` [B, 2L] (-1 where unknown), each frame by its weight, that `reader` reads from
@@ -82,8 +82,9 @@ class Flow(nn.Module):
         if only == "encoder":
             return prior.new_zeros(()), prior, sound
         cloned = torch.zeros(batch, dtype=torch.bool, device=mel.device) if cloned is None else cloned
-        most = torch.where(cloned, CLONED_PROMPT, 0.3)
-        share = torch.rand(batch, device=mel.device) * most * (cloned | (torch.rand(batch, device=mel.device) < 0.5))
+        least, most = torch.where(cloned, CLONED_PROMPT[0], 0.0), torch.where(cloned, CLONED_PROMPT[1], 0.3)
+        prompted = cloned | (torch.rand(batch, device=mel.device) < 0.5)
+        share = (least + torch.rand(batch, device=mel.device) * (most - least)) * prompted
         given = torch.arange(time, device=mel.device)[None] < (share * 2 * lengths).long()[:, None]
         condition = prompt * given[:, None]
         t = 1 - torch.cos(torch.rand(batch, 1, 1, device=mel.device) * 0.5 * math.pi)     # as the steps of `solve` are spaced
