@@ -52,7 +52,8 @@ def write_yaml(path):
         est_head_dim=flow.est_head_dim, est_blocks=flow.est_blocks, est_mid=flow.est_mid, est_heads=flow.est_heads,
         hift_base=hift.base, hift_harmonics=hift.harmonics, hift_rates=list(hift.rates), hift_kernels=list(hift.kernels),
         hift_n_fft=hift.n_fft, hift_hop=hift.hop, hift_res_kernels=list(hift.res_kernels),
-        hift_dilations=list(hift.res_dilations), hift_source_kernels=list(hift.source_kernels),
+        hift_res_dilations=[list(hift.res_dilations)] * len(hift.res_kernels), hift_source_kernels=list(hift.source_kernels),
+        hift_source_dilations=[list(hift.res_dilations)] * len(hift.source_kernels),
         hift_f0_channels=hift.f0_channels))
 
 
@@ -89,6 +90,7 @@ def export_flow(args):
 
 
 def export_vocoder(args):
+    write_yaml(args.out / "cosyvoice2.yaml")      # the one there may be of another vocoder
     torch.save(half(loaded(HiftGenerator(DIMS.hift), args.ckpt, "vocoder").state_dict()), args.out / "hift.pt")
 
 

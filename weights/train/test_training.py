@@ -32,7 +32,6 @@ from train_vocoder import crops
 from tinyvoice.phonetic import token_of
 from tinyvoice.teachers import Replay, Timbre, drawn_mix, in_float
 from train_tokenizer import as_others, collapsed, digit_losses, misread, wanted
-from widen import widened
 
 
 def run_of(name, model, folder, begin):
@@ -226,34 +225,6 @@ class Doubt(unittest.TestCase):
             torch.testing.assert_close(own.sum(1), torch.ones(400))           # of unit vectors, whatever their length was
             self.assertGreaterEqual(float(own[:, 0].min()), 1 - most - 1e-6)
             self.assertAlmostEqual(float(own[:, 1].mean()), most / 4, delta=0.03)      # the other is itself in half of the draws
-
-
-class Widening(unittest.TestCase):
-    def setUp(self):
-        torch.manual_seed(0)
-        self.narrow, self.wide = HiftGenerator(HiftDims(base=16)), HiftGenerator(HiftDims(base=32))
-        self.narrow.interpolate()
-        self.mel = torch.randn(1, 80, 12)
-        self.source = self.narrow.source(torch.full((1, 12), 150.0))
-
-    def test_the_wider_vocoder_says_the_same(self):
-        widened(self.narrow, self.wide)
-        with torch.no_grad():
-            wave = self.narrow.decode(self.mel, self.source)
-            self.assertGreater(float(wave.abs().max()), 1e-4)
-            torch.testing.assert_close(self.wide.decode(self.mel, self.source), wave, atol=1e-5, rtol=1e-3)
-            self.wide.interpolate()
-            torch.testing.assert_close(self.wide.decode(self.mel, self.source), wave, atol=1e-5, rtol=1e-3)
-            torch.testing.assert_close(self.wide.f0_predictor(self.mel), self.narrow.f0_predictor(self.mel))
-
-    def test_the_two_of_a_channel_part(self):
-        widened(self.narrow, self.wide).decode(self.mel, self.source).square().sum().backward()
-        first, second = self.wide.resblocks[0].convs1[0].bias.grad.chunk(2)
-        self.assertGreater(float((first - second).abs().max()), 0.1 * float(first.abs().max()))
-
-    def test_other_widths_are_refused(self):
-        with self.assertRaisesRegex(SystemExit, "is not half of"):
-            widened(HiftGenerator(HiftDims(base=24)), self.wide)
 
 
 class Judges(unittest.TestCase):

@@ -3,6 +3,9 @@
 Every number that the official layout stores in `cosyvoice2.yaml` or `CosyVoice-BlankEN/config.json` comes from
 here; the engine reads them back from those files and from tensor shapes. Budget: 24 MiB for the whole folder; these make 18.
 """
+import ast
+import pathlib
+import re
 from dataclasses import dataclass, field
 
 SAMPLE_RATE = 24_000      # Hz, audio in and out
@@ -73,14 +76,23 @@ class HiftDims:
     """HiFT vocoder: mel [80, T] -> wave [480 T]."""
     base: int = 128
     f0_channels: int = 96
-    harmonics: int = 23       # with f0 200 Hz: up to 4.8 kHz
-    rates: tuple = (8, 5, 3)
-    kernels: tuple = (16, 11, 7)
+    harmonics: int = 47       # with f0 100 Hz: up to 4.8 kHz
+    rates: tuple = (8, 15)
+    kernels: tuple = (16, 31)
     n_fft: int = 16
     hop: int = 4
-    res_kernels: tuple = (3, 7, 11)
+    res_kernels: tuple = (7,)
     res_dilations: tuple = (1, 3, 5)
-    source_kernels: tuple = (7, 7, 11)
+    source_kernels: tuple = (3, 3)
+
+    @classmethod
+    def of(cls, folder):
+        """Those of an exported folder, whose vocoder may be another than the one that is trained next: read from its `cosyvoice2.yaml`."""
+        hift = re.search(r"(?ms)^hift:.*?(?=^\S)", (pathlib.Path(folder) / "cosyvoice2.yaml").read_text(encoding="utf-8") + "\nend")[0]
+        value = lambda key: ast.literal_eval(re.search(rf"\b{key}: (.+?)\s*(#.*)?$", hift, re.MULTILINE)[1])
+        return cls(value("base_channels"), value("cond_channels"), value("nb_harmonics"), tuple(value("upsample_rates")),
+                   tuple(value("upsample_kernel_sizes")), value("n_fft"), value("hop_len"), tuple(value(r"(?<!source_)resblock_kernel_sizes")),
+                   tuple(value(r"(?<!source_)resblock_dilation_sizes")[0]), tuple(value("source_resblock_kernel_sizes")))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from .audio import fbank_16k, log_mel_16k, mel_24k, resample
 from .bpe import Bpe
-from .config import DIMS, PROMPT_RATE, SAMPLE_RATE
+from .config import DIMS, PROMPT_RATE, SAMPLE_RATE, HiftDims
 from .models.flow import Flow
 from .models.hift import HiftGenerator
 from .models.llm import SpeechLm
@@ -28,7 +28,7 @@ class Voice:
         self.bpe = Bpe.load(folder / "CosyVoice-BlankEN")
         self.llm = SpeechLm(dims.llm, dims.tokenizer.codebook).eval()
         self.flow = Flow(dims.flow, dims.tokenizer.codebook).eval()
-        self.hift = HiftGenerator(dims.hift).eval()
+        self.hift = HiftGenerator(HiftDims.of(folder)).eval()
         for model, name in ((self.llm, "llm"), (self.flow, "flow"), (self.hift, "hift")):
             state = torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True)
             state.pop("llm.model.lm_head.weight", None)

@@ -99,7 +99,7 @@ class SourceModule(nn.Module):
         super().__init__()
         self.harmonics, self.scale = harmonics, scale
         self.l_linear = nn.Linear(harmonics + 1, 1)
-        nn.init.constant_(self.l_linear.weight, 0.5)
+        nn.init.constant_(self.l_linear.weight, 0.35)
         nn.init.zeros_(self.l_linear.bias)
         self.l_linear.requires_grad_(False)
 
