@@ -93,7 +93,8 @@ class SourceModule(nn.Module):
     """f0 at sample rate [B, N] -> excitation [B, 1, N]: harmonics of f0 plus noise, merged by a linear layer.
 
     The merge is fixed: all harmonics equally loud, in step. A generator that can do without the source learns to, and with the
-    merge free its weights fell from 0.5 to 0.03 in 1,570 steps."""
+    merge free its weights fell from 0.5 to 0.03 in 1,570 steps. At 0.35 the sum of
+    48 harmonics peaks at 1.7 before tanh; the bundled weights have 0.5 for 24, and 1.2."""
 
     def __init__(self, harmonics, scale):
         super().__init__()
