@@ -1,7 +1,8 @@
 """Dimensions of the bundled model, in one place.
 
 Every number that the official layout stores in `cosyvoice2.yaml` or `CosyVoice-BlankEN/config.json` comes from
-here; the engine reads them back from those files and from tensor shapes. Budget: 24 MiB for the whole folder; these make 18.
+here; the engine reads them back from those files and from tensor shapes. Budget: 24 MiB for the whole folder; these make 19.
+The bundled vocoder is of other dimensions than `HiftDims` are now: see README.md.
 """
 import ast
 import pathlib
