@@ -2,6 +2,7 @@
 import argparse
 import collections
 import copy
+import math
 import os
 import pathlib
 import random
@@ -34,9 +35,10 @@ from tinyvoice.teachers import Replay, Timbre, drawn_mix, in_float
 from train_tokenizer import as_others, collapsed, digit_losses, misread, wanted
 
 
-def run_of(name, model, folder, begin):
-    args = argparse.Namespace(ckpt=pathlib.Path(folder), begin=begin, tiny_steps=False, device="cpu")
-    return Run(name, args, {"model": model}, {})
+def run_of(name, model, folder, begin=None, optimizers=None):
+    args = argparse.Namespace(ckpt=pathlib.Path(folder), begin=begin, tiny_steps=False, device="cpu", steps=100, minutes=math.inf, until=math.inf,
+                              seed=1, lr=0.01)
+    return Run(name, args, {"model": model}, optimizers or {})
 
 
 class Upsampling(unittest.TestCase):
@@ -444,6 +446,15 @@ class Muons(unittest.TestCase):
             optimizer.step()
         torch.testing.assert_close(again.matrices[0], weight)
         torch.testing.assert_close(alone, bias)
+
+    def test_the_rest_goes_at_a_pace_of_its_own(self):
+        with tempfile.TemporaryDirectory() as folder:
+            model = torch.nn.Linear(3, 3)
+            muon = Muon([model.weight], [{"params": [model.bias], "weight_decay": 0.0}], lr=1.0, betas=(0.9, 0.98), weight_decay=0.1, pace=0.25)
+            run = run_of("vocoder", model, folder, optimizers={"model": muon})
+            next(run.steps())
+            self.assertEqual([group["lr"] for group in muon.param_groups], [0.25 * run.rate(), run.rate()])
+            self.assertEqual([group["weight_decay"] for group in muon.param_groups], [0.0, 0.1])
 
 
 class Begin(unittest.TestCase):

@@ -13,6 +13,7 @@ phonemes are to be written: how words are read is learnt from all of the text, s
 
     train_llm.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M] [--simple SECONDS]
 """
+import functools
 import random
 
 import torch
@@ -23,6 +24,7 @@ from tinyvoice.config import DIMS
 from tinyvoice.corpus import Corpus, trained_on
 from tinyvoice.models.llm import SpeechLm
 from tinyvoice.models.speller import Speller
+from tinyvoice.muon import Muon
 from tinyvoice.phonetic import sound_of
 from tinyvoice.teachers import SILENCE
 from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
@@ -36,6 +38,7 @@ CAPITALS = 0.04
 INSTRUCTION_TOKENS = 25
 MAX_PHONEMES = 90
 MAX_TOKENS = 600      # speech tokens of a joined row: 24 s
+ADAM_PACE = 0.3       # with Muon: rate of what AdamW steps, as a share of Muon's
 GUIDE_WEIGHT, SOUND_WEIGHT, SPELLING_WEIGHT = 0.3, 0.5, 1.0
 
 
@@ -111,6 +114,7 @@ def main():
     parser.add_argument("--simple", type=float, help="single utterances up to so many seconds only")
     parser.add_argument("--spelling", type=int, default=16)
     parser.add_argument("--speakers", default="", help="of these only, comma between")
+    parser.add_argument("--muon", action="store_true", help="step the decoder's matrices by Muon")
     parser.add_argument("--helpers-first", type=int, default=0, metavar="STEPS",
                         help="with --begin: train the helpers alone so long")
     args = parser.parse_args()
@@ -134,10 +138,12 @@ def main():
     reader = torch.nn.Linear(DIMS.llm.hidden, FRAMES_PER_TOKEN * len(read.sounds)).to(device)
     speller = Speller(DIMS.llm.hidden, len(read.sounds)).to(device)
     parameters = [*model.parameters(), *reader.parameters(), *speller.parameters()]
-    decayed = [p for p in parameters if p.dim() > 1]
+    matrices = [p for p in model.decoder.layers.parameters() if p.dim() > 1] if args.muon else []
+    decayed = [p for p in parameters if p.dim() > 1 and not any(p is matrix for matrix in matrices)]
     other = [p for p in parameters if p.dim() < 2]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}],
-                                  args.lr, betas=(0.9, 0.98))
+    kind = functools.partial(Muon, matrices, pace=ADAM_PACE) if args.muon else torch.optim.AdamW
+    optimizer = kind([{"params": decayed, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}],
+                     lr=args.lr, betas=(0.9, 0.98), weight_decay=0.1)
     run = Run("llm", args, {"model": model, "reader": reader, "speller": speller}, {"model": optimizer})
     for step in run.steps():
         model.requires_grad_(step >= args.helpers_first)

@@ -9,6 +9,7 @@ With `--only f0` the predictor of f0 learns alone, which is soon done when there
 
     train_vocoder.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M]
 """
+import functools
 import math
 import random
 
@@ -20,10 +21,12 @@ from tinyvoice.config import DIMS, MEL_HOP
 from tinyvoice.corpus import Corpus
 from tinyvoice.models.discriminators import Discriminators, discriminator_loss, generator_losses
 from tinyvoice.models.hift import HiftGenerator
+from tinyvoice.muon import Muon
 from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
 
 SPECTRA = ((512, 128), (1024, 256), (2048, 512))
 MELS = ((1920, 480, 80, 8000.0), (1024, 256, 80, 12000.0), (512, 128, 40, 12000.0))    # n_fft, hop, bins, fmax
+ADAM_PACE = 0.3     # with Muon: rate of what AdamW steps, as a share of Muon's
 NARROW = ("slt", "rms", "awb", "kal16")     # 16 kHz teachers: nothing above 8 kHz to learn from
 
 
@@ -69,6 +72,13 @@ def spectral_loss(fake, real):
     return stft / len(SPECTRA), mel / len(MELS)
 
 
+def convolutions(model):
+    """What Muon steps: the directions of the weight-normalised convolutions. Not those that up-sample, which are kept interpolations,
+    nor those of the predictor of f0, which has a loss of its own."""
+    return [p for name, p in model.named_parameters()
+            if name.endswith("weight.original1") and not name.startswith(("ups.", "f0_predictor."))]
+
+
 def main():
     parser = arguments(__doc__, steps=60_000, batch=32, lr=4e-4)
     parser.add_argument("--frames", type=int, default=50, help="mel frames a crop")
@@ -76,6 +86,7 @@ def main():
     parser.add_argument("--evenly", type=float, default=0.0, metavar="SHARE", help="of the crops: from speakers drawn evenly")
     parser.add_argument("--judged", type=int, help="crops a step that the discriminators see (all)")
     parser.add_argument("--slim-judges", action="store_true", help="few small discriminators, which a CPU can afford")
+    parser.add_argument("--muon", action="store_true", help="step the generator's convolutions by Muon")
     parser.add_argument("--only", choices=["f0"], help="train this predictor alone, mostly with --begin")
     args = parser.parse_args()
     device = setup(args)
@@ -83,8 +94,13 @@ def main():
         args.batch, args.frames, args.gan_from = 2, 20, 0.5
     corpus = Corpus(args.data / "audio", keep=lambda s: s.partition("@")[0] not in NARROW)
     model, judges = HiftGenerator(DIMS.hift).to(device), Discriminators(args.slim_judges).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.8, 0.99))
+    matrices = convolutions(model) if args.muon else []
+    others = [p for p in model.parameters() if not any(p is m for m in matrices)]
+    kind = functools.partial(Muon, matrices, pace=ADAM_PACE) if args.muon else torch.optim.AdamW
+    optimizer = kind(others, lr=args.lr, betas=(0.8, 0.99), weight_decay=0.01)
     judge_optimizer = torch.optim.AdamW(judges.parameters(), args.lr, betas=(0.8, 0.99))
+    if args.muon:
+        judge_optimizer.param_groups[0]["pace"] = ADAM_PACE
     run = Run("vocoder", args, {"model": model, "judges": judges}, {"model": optimizer, "judges": judge_optimizer})
     shape = args.batch, args.frames * MEL_HOP, DIMS.hift.harmonics + 1
     noise = Noise(math.prod(shape), device)
@@ -112,7 +128,7 @@ def main():
             with autocast(device):
                 cheat, match = generator_losses(judges(shown), judges(forged))
             judges.requires_grad_(True)
-            loss = loss + 0.2 * cheat + 0.4 * match
+            loss = loss + 0.3 * cheat + match
             run.add(judged=judged, cheat=cheat, match=match)
         clipped_step(loss, optimizer, model.parameters(), 10.0)
         model.interpolate()

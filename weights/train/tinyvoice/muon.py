@@ -19,11 +19,14 @@ def orthogonal(matrix, rounds=5):
 
 
 class Muon(torch.optim.AdamW):
-    """`matrices` are stepped by Muon, convolutions as [outputs, inputs * width]; `others` by AdamW."""
+    """`matrices` are stepped by Muon, convolutions as [outputs, inputs * width]; `others`, parameters or groups of them, by AdamW at
+    `pace` of Muon's rate."""
 
-    def __init__(self, matrices, others, lr, betas, weight_decay, momentum=0.95):
+    def __init__(self, matrices, others, lr, betas, weight_decay, momentum=0.95, pace=1.0):
         self.matrices, self.momentum = list(matrices), momentum
-        groups = [{"params": list(others)}, {"params": self.matrices, "muon": True}]
+        others = list(others)
+        groups = others if isinstance(others[0], dict) else [{"params": others}]
+        groups = [{**group, "pace": pace} for group in groups] + [{"params": self.matrices, "muon": True}]
         super().__init__(groups, lr, betas=betas, weight_decay=weight_decay)
 
     def __setstate__(self, state):

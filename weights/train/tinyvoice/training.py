@@ -134,7 +134,7 @@ class Run:
             random.seed(seed), np.random.seed(seed % 2 ** 32), torch.manual_seed(seed)
             for optimizer in self.optimizers.values():
                 for group in optimizer.param_groups:
-                    group["lr"] = self.rate()
+                    group["lr"] = self.rate() * group.get("pace", 1.0)
             yield self.step
             self.step += 1
             self.seconds = before + time.time() - started
