@@ -27,7 +27,7 @@ from tinyvoice.models.discriminators import Discriminators
 from tinyvoice.models.flow import Flow
 from tinyvoice.models.hift import HiftGenerator
 from tinyvoice.muon import Muon, orthogonal
-from tinyvoice.training import BUNDLED, Run, clipped_step, setup
+from tinyvoice.training import Run, clipped_step, setup
 from train_flow import Embeddings, Means, spread
 from train_vocoder import crops
 from tinyvoice.phonetic import token_of
@@ -467,15 +467,6 @@ class Begin(unittest.TestCase):
             torch.testing.assert_close(ours.state_dict()["conv_pre.bias"], want, rtol=0, atol=0)
             torch.testing.assert_close(run.average.module.state_dict()["conv_pre.bias"], want, rtol=0, atol=0)
             self.assertEqual(run.step, 0)
-
-    def test_what_it_lacks_is_the_bundled_part(self):
-        flow = Flow(DIMS.flow, DIMS.tokenizer.codebook, 0.0)
-        with tempfile.TemporaryDirectory() as folder:
-            run_of("flow", flow, folder, pathlib.Path(__file__).parent / "begin")
-        bundled, begun = (torch.load(folder / "flow.pt", weights_only=True) for folder in (BUNDLED, BUNDLED.parent / "train/begin"))
-        self.assertNotIn("encoder_proj.weight", begun)
-        for key, value in flow.state_dict().items():
-            torch.testing.assert_close(value, begun.get(key, bundled[key]).float(), rtol=0, atol=0)
 
     def test_a_checkpoint_comes_before_it(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -137,12 +137,12 @@ def main():
     model = SpeechLm(DIMS.llm, DIMS.tokenizer.codebook, args.dropout).to(device)
     reader = torch.nn.Linear(DIMS.llm.hidden, FRAMES_PER_TOKEN * len(read.sounds)).to(device)
     speller = Speller(DIMS.llm.hidden, len(read.sounds)).to(device)
-    parameters = [*model.parameters(), *reader.parameters(), *speller.parameters()]
     matrices = [p for p in model.decoder.layers.parameters() if p.dim() > 1] if args.muon else []
-    decayed = [p for p in parameters if p.dim() > 1 and not any(p is matrix for matrix in matrices)]
-    other = [p for p in parameters if p.dim() < 2]
+    decayed = [p for p in model.parameters() if p.dim() > 1 and not any(p is matrix for matrix in matrices)]
+    other = [p for p in model.parameters() if p.dim() < 2]
+    helpers = [*reader.parameters(), *speller.parameters()]
     kind = functools.partial(Muon, matrices, pace=ADAM_PACE) if args.muon else torch.optim.AdamW
-    optimizer = kind([{"params": decayed, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}],
+    optimizer = kind([{"params": decayed, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}, {"params": helpers, "pace": 1.0}],
                      lr=args.lr, betas=(0.9, 0.98), weight_decay=0.1)
     run = Run("llm", args, {"model": model, "reader": reader, "speller": speller}, {"model": optimizer})
     for step in run.steps():
@@ -169,8 +169,8 @@ def main():
             loss, right, guide, sound = model.loss(texts, speeches, 0.0 if args.simple else args.mixed, hints, reader, given)
             spelt, guided = speller.loss(model, read.spelling(args.spelling)) if args.spelling else (guide * 0, guide * 0)
         run.add(loss=loss, right=right, guide=guide, sound=sound, spelt=spelt, guided=guided)
-        helpers = GUIDE_WEIGHT * (guide + guided) + SOUND_WEIGHT * sound + SPELLING_WEIGHT * spelt
-        clipped_step(loss + helpers, optimizer, parameters)
+        aids = GUIDE_WEIGHT * (guide + guided) + SOUND_WEIGHT * sound + SPELLING_WEIGHT * spelt
+        clipped_step(loss + aids, optimizer, [*model.parameters(), *helpers])
 
 
 if __name__ == "__main__":

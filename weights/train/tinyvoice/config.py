@@ -2,7 +2,6 @@
 
 Every number that the official layout stores in `cosyvoice2.yaml` or `CosyVoice-BlankEN/config.json` comes from
 here; the engine reads them back from those files and from tensor shapes. Budget: 24 MiB for the whole folder; these make 19.
-The bundled vocoder is of other dimensions than `HiftDims` are now: see README.md.
 """
 import ast
 import pathlib
@@ -88,7 +87,7 @@ class HiftDims:
 
     @classmethod
     def of(cls, folder):
-        """Those of an exported folder, whose vocoder may be another than the one that is trained next: read from its `cosyvoice2.yaml`."""
+        """Those of an exported folder, whose vocoder may be of other dimensions than is trained now: read from its `cosyvoice2.yaml`."""
         hift = re.search(r"(?ms)^hift:.*?(?=^\S)", (pathlib.Path(folder) / "cosyvoice2.yaml").read_text(encoding="utf-8") + "\nend")[0]
         value = lambda key: ast.literal_eval(re.search(rf"\b{key}: (.+?)\s*(#.*)?$", hift, re.MULTILINE)[1])
         return cls(value("base_channels"), value("cond_channels"), value("nb_harmonics"), tuple(value("upsample_rates")),

@@ -20,13 +20,13 @@ def orthogonal(matrix, rounds=5):
 
 class Muon(torch.optim.AdamW):
     """`matrices` are stepped by Muon, convolutions as [outputs, inputs * width]; `others`, parameters or groups of them, by AdamW at
-    `pace` of Muon's rate."""
+    `pace` of Muon's rate where a group has none of its own."""
 
     def __init__(self, matrices, others, lr, betas, weight_decay, momentum=0.95, pace=1.0):
         self.matrices, self.momentum = list(matrices), momentum
         others = list(others)
         groups = others if isinstance(others[0], dict) else [{"params": others}]
-        groups = [{**group, "pace": pace} for group in groups] + [{"params": self.matrices, "muon": True}]
+        groups = [{"pace": pace, **group} for group in groups] + [{"params": self.matrices, "muon": True}]
         super().__init__(groups, lr, betas=betas, weight_decay=weight_decay)
 
     def __setstate__(self, state):

@@ -26,7 +26,6 @@ SAVE_SECONDS = 240
 LOG_STEPS = 50
 UNFINISHED = 75      # exit code of a run that --until stopped
 all_f32 = False      # set by --f32
-BUNDLED = pathlib.Path(__file__).parents[2] / "tiny"
 EXPORTED = {"vocoder": "hift.pt", "flow": "flow.pt", "llm": "llm.pt"}
 
 
@@ -91,9 +90,6 @@ class Run:
             raise SystemExit(f"--begin: an exported folder holds no weights that the {self.name} could begin from")
         state = torch.load(self.args.begin / EXPORTED[self.name], map_location=self.args.device, weights_only=True)
         state.pop("llm.model.lm_head.weight", None)      # tied to the text embedding
-        if lacking := module.state_dict().keys() - state.keys():      # a flow whose estimator alone has learnt on
-            bundled = torch.load(BUNDLED / EXPORTED[self.name], map_location=self.args.device, weights_only=True)
-            state.update({key: bundled[key] for key in lacking & bundled.keys()})
         module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
 
     def _load(self):

@@ -94,7 +94,7 @@ class SourceModule(nn.Module):
 
     The merge is fixed: all harmonics equally loud, in step. A generator that can do without the source learns to, and with the
     merge free its weights fell from 0.5 to 0.03 in 1,570 steps. At 0.35 the sum of
-    48 harmonics peaks at 1.7 before tanh; the bundled weights have 0.5 for 24, and 1.2."""
+    48 harmonics peaks at 1.7 before tanh."""
 
     def __init__(self, harmonics, scale):
         super().__init__()
