@@ -29,7 +29,7 @@ from tinyvoice.models.hift import HiftGenerator
 from tinyvoice.muon import Muon, orthogonal
 from tinyvoice.training import Run, clipped_step, setup
 from train_flow import Embeddings, Means, spread
-from train_vocoder import crops
+from train_vocoder import convolutions, crops
 from tinyvoice.phonetic import token_of
 from tinyvoice.teachers import Replay, Timbre, drawn_mix, in_float
 from train_tokenizer import as_others, collapsed, digit_losses, misread, wanted
@@ -446,6 +446,12 @@ class Muons(unittest.TestCase):
             optimizer.step()
         torch.testing.assert_close(again.matrices[0], weight)
         torch.testing.assert_close(alone, bias)
+
+    def test_kept_interpolations_and_the_predictor_of_f0_are_not_its_matrices(self):
+        model = HiftGenerator(HiftDims(base=16))
+        stepped = {id(p) for p in convolutions(model)}
+        all_of = lambda *parts: {id(p) for part in parts for name, p in part.named_parameters() if name.endswith("original1")}
+        self.assertEqual(stepped, all_of(model.conv_pre, model.resblocks, model.source_resblocks, model.conv_post))
 
     def test_the_rest_goes_at_a_pace_of_its_own(self):
         with tempfile.TemporaryDirectory() as folder:
