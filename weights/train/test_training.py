@@ -263,6 +263,11 @@ class Shares(unittest.TestCase):
             lengths = [row["length"] for row in self.corpus.shared(8, {"a": 1.0})]
             self.assertLessEqual(max(lengths) - min(lengths), 8 * 960)
 
+    def test_its_length_may_be_given(self):
+        for tokens in (12, 40):
+            for row in self.corpus.shared(8, {"a": 1.0}, 960 * tokens):
+                self.assertLessEqual(abs(row["length"] // 960 - tokens), 4)
+
     def test_what_cloning_is_tested_on_is_left_out(self):
         self.assertEqual([s for s in ("heart", "kumo~0.9", "nezumi", "nezumi@0.9", "nezumi~1.1", "alpha+kumo", "alpha+nezumi") if trained_on(s)],
                          ["heart", "kumo~0.9"])
@@ -371,10 +376,11 @@ class KeptMeans(unittest.TestCase):
             with torch.no_grad():
                 want = flow.encode(ids, torch.tensor([71, 40, 40]), streaming)
             want[1:, :, 80:] = 0
-            torch.testing.assert_close(means(rows, streaming, "cpu"), want, rtol=2e-3, atol=2e-3)
+            torch.testing.assert_close(means(rows, streaming, "cpu", 71), want, rtol=2e-3, atol=2e-3)
+            torch.testing.assert_close(means(rows, streaming, "cpu", 44), want[:, :, :88], rtol=2e-3, atol=2e-3)      # cut, not made of less
         self.assertEqual(sorted(means.kept), [(key, streaming) for key in "ab" for streaming in (False, True)])
         with unittest.mock.patch.object(flow, "encode", side_effect=AssertionError("made twice")):
-            means(rows[:2], True, "cpu")
+            means(rows[:2], True, "cpu", 71)
 
 
 def one_of_two(rank, folder, port):

@@ -14,6 +14,7 @@ never heard the embedding says little that the flow has learnt to read.
 """
 import functools
 import random
+import statistics
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
 
 SILENT = -11.5     # log mel
 LEAST_SPREAD, EVEN_SPREAD, MOST_DIRECTIONS = 0.03, 0.3, 32
+LONGER = 1.1       # a row that is longer than the median of its batch by more than this is cut: more than a third of the work was padding
 PRIOR_WEIGHT, SOUND_WEIGHT, READER_WIDTH = 1.0, 1.0, 256
 
 
@@ -63,8 +65,8 @@ class Means:
         self.model, self.tokens, self.kept = model, tokens, {}
 
     @torch.no_grad()
-    def __call__(self, rows, streaming, device):
-        """`mu` of the rows, with zeros up to the longest: [B, 80, 2L]."""
+    def __call__(self, rows, streaming, device, longest):
+        """The first 2 `longest` frames of `mu` of the rows, with zeros up to the end of the longest: [B, 80, 2L]."""
         missing = list({row["key"]: row for row in rows if (row["key"], streaming) not in self.kept}.values())
         if missing:
             ids = [self.tokens[row["key"]].long() for row in missing]
@@ -72,7 +74,7 @@ class Means:
             padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
             for row, mu, length in zip(missing, self.model.encode(padded, lengths, streaming), 2 * lengths):
                 self.kept[row["key"], streaming] = mu[:, :length].half().cpu()
-        means = [self.kept[row["key"], streaming].T.float() for row in rows]
+        means = [self.kept[row["key"], streaming][:, :2 * longest].T.float() for row in rows]
         return torch.nn.utils.rnn.pad_sequence(means, batch_first=True).transpose(1, 2).to(device)
 
 
@@ -135,11 +137,14 @@ def main():
         means = Means(model, tokens)
     for step in run.steps():
         model.requires_grad_(step >= args.helpers_first)
-        rows = corpus.shared(args.batch, shares) if shares else corpus.similar(args.batch)
-        mel = corpus.padded_features(rows, "mel", SILENT, device)
-        ids = [tokens[row["key"]].long() for row in rows]
+        # processes that train together take rows of one length: each step waits for the slowest
+        alike = random.Random(args.seed * 1_000_003 + step).choice(corpus.rows)["length"]
+        rows = corpus.shared(args.batch, shares, alike) if shares else corpus.similar(args.batch)
+        longest = int(LONGER * statistics.median(len(tokens[row["key"]]) for row in rows))
+        ids = [tokens[row["key"]][:longest].long() for row in rows]
         lengths = torch.tensor([len(i) for i in ids], device=device)
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
+        mel = corpus.padded_features(rows, "mel", SILENT, device)[:, :, :2 * padded.shape[1]]
         mel = F.pad(mel, (0, 2 * padded.shape[1] - mel.shape[2]), value=SILENT)
         embedding = torch.ones(len(rows), SPK_DIM)       # the encoder does without
         if args.only != "encoder":
@@ -147,15 +152,15 @@ def main():
                                      speakers.doubted(row, args.doubt) for row in rows])
         sounds, weights = torch.full(mel.shape[::2], -1), torch.zeros(mel.shape[::2])
         for i, row in enumerate(rows):
-            known = [names[c] for c in row.get("frames", "")]
-            sounds[i, :len(known)] = torch.tensor(known, dtype=torch.long)
-            weights[i, :len(known)] = torch.tensor(evenly(row.get("frames", "")))
+            frames = row.get("frames", "")[:mel.shape[2]]
+            sounds[i, :len(frames)] = torch.tensor([names[c] for c in frames], dtype=torch.long)
+            weights[i, :len(frames)] = torch.tensor(evenly(frames))
         is_main = torch.tensor([row["speaker"] == args.main for row in rows], device=device) if args.main else None
         cloned = torch.tensor([bool(shares) and row["speaker"] not in shares for row in rows], device=device)
         with autocast(device):
             loss, prior, sound = model.loss(padded, lengths, mel, embedding.to(device), sounds.to(device), weights.to(device),
                                             reader, args.only, is_main, cloned,
-                                            means and functools.partial(means, rows, device=device))
+                                            means and functools.partial(means, rows, device=device, longest=longest))
         run.add(loss=loss, prior=prior, sound=sound)
         helpers = 0.0 if args.only == "estimator" else PRIOR_WEIGHT * prior + SOUND_WEIGHT * sound
         clipped_step(loss + helpers, optimizer, parameters)

@@ -132,15 +132,14 @@ class Corpus:
         """A random utterance of a speaker drawn first, each as likely."""
         return random.choice(random.choice(list(self.speakers().values())))
 
-    def shared(self, size, shares):
-        """`size` random utterances of about the same length, from speakers drawn by `shares` (name to share of the
-        utterances); what the shares leave of 1 is for the other speakers, evenly."""
+    def shared(self, size, shares, length=None):
+        """`size` random utterances of about `length` samples (None: that of any), where their speakers have such, from speakers drawn
+        by `shares` (name to share of the utterances); what the shares leave of 1 is for the other speakers, evenly."""
         by_speaker = self.speakers()
         others = [name for name in by_speaker if name not in shares]
         rest = max(0.0, 1.0 - sum(shares.values())) / max(1, len(others))
         names = [name for name in shares if name in by_speaker] + others
-        length = random.choice(self.rows)["length"]
-        chosen = []
+        length, chosen = length or random.choice(self.rows)["length"], []
         for name in random.choices(names, [shares.get(name, rest) for name in names], k=size):
             rows = by_speaker[name]
             near = 2 + len(rows) // 40
