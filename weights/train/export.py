@@ -49,7 +49,7 @@ def write_yaml(path):
     path.write_text(template.substitute(
         llm_hidden=llm.hidden, codebook=DIMS.tokenizer.codebook, chunk=flow.chunk, flow_dim=flow.dim,
         flow_heads=flow.heads, flow_linear=flow.linear, flow_blocks=flow.blocks, est_channels=flow.channels,
-        est_head_dim=flow.est_head_dim, est_blocks=flow.est_blocks, est_mid=flow.est_mid, est_heads=flow.est_heads,
+        est_head_dim=flow.est_head_dim, est_blocks=flow.est_blocks, est_mid=flow.est_mid, est_heads=flow.est_heads, cfg_rate=flow.cfg_rate,
         hift_base=hift.base, hift_harmonics=hift.harmonics, hift_rates=list(hift.rates), hift_kernels=list(hift.kernels),
         hift_n_fft=hift.n_fft, hift_hop=hift.hop, hift_res_kernels=list(hift.res_kernels),
         hift_res_dilations=[list(hift.res_dilations)] * len(hift.res_kernels), hift_source_kernels=list(hift.source_kernels),
@@ -86,6 +86,7 @@ def export_llm(args):
 
 
 def export_flow(args):
+    write_yaml(args.out / "cosyvoice2.yaml")      # for its rate of guidance
     torch.save(half(loaded(Flow(DIMS.flow, DIMS.tokenizer.codebook), args.ckpt, "flow").state_dict()), args.out / "flow.pt")
 
 

@@ -100,7 +100,7 @@ class Parity(unittest.TestCase):
             linear=state["encoder.encoders.0.feed_forward.w_1.bias"].numel(),
             blocks=layers_under(state, "encoder.encoders."), channels=width, est_heads=heads, est_head_dim=head_dim,
             est_blocks=layers_under(state, estimator + "down_blocks.0.1."),
-            est_mid=layers_under(state, estimator + "mid_blocks."))
+            est_mid=layers_under(state, estimator + "mid_blocks."), cfg_rate=float(re.search(r"inference_cfg_rate: (\S+)", yaml)[1]))
         model = Flow(dims, state["input_embedding.weight"].shape[0]).eval()
         model.load_state_dict(state)
         return model

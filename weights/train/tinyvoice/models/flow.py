@@ -13,7 +13,7 @@ from .flow_encoder import LOOKAHEAD, UpsampleEncoder
 from .flow_estimator import Estimator
 
 SIGMA_MIN = 1e-6
-TRAIN_CFG_RATE, CFG_RATE = 0.2, 0.7
+TRAIN_CFG_RATE = 0.2
 CLONED_PROMPT = 0.1, 0.5  # a clone's prompt is up to as long as what it says
 STEPS = 10
 NOISE_FRAMES = 15_000
@@ -28,6 +28,7 @@ def fixed_noise():
 class Flow(nn.Module):
     def __init__(self, dims, vocab, dropout=0.1):
         super().__init__()
+        self.cfg_rate = dims.cfg_rate
         self.input_embedding = nn.Embedding(vocab, dims.dim)
         self.spk_embed_affine_layer = nn.Linear(SPK_DIM, MEL_BINS)
         self.encoder = UpsampleEncoder(dims, dropout)
@@ -123,7 +124,7 @@ class Flow(nn.Module):
         for step in range(1, STEPS + 1):
             velocity = self.decoder.estimator(torch.cat([x, x]), mask, mu, t.expand(2), speaker, condition, streaming)
             given, free = velocity.chunk(2)
-            x = x + dt * ((1 + CFG_RATE) * given - CFG_RATE * free)
+            x = x + dt * ((1 + self.cfg_rate) * given - self.cfg_rate * free)
             t = t + dt
             if step < STEPS:
                 dt = span[step + 1] - t
