@@ -28,7 +28,7 @@ from tinyvoice.models.flow import Flow
 from tinyvoice.models.hift import HiftGenerator
 from tinyvoice.muon import Muon, orthogonal
 from tinyvoice.training import Run, clipped_step, setup
-from train_flow import Embeddings, Means, spread
+from train_flow import Embeddings, Means, as_heard, spread
 from train_vocoder import convolutions, crops
 from tinyvoice.phonetic import token_of
 from tinyvoice.teachers import Replay, Timbre, drawn_mix, in_float
@@ -215,6 +215,30 @@ class Prompts(unittest.TestCase):
         self.assertTrue(12 < int(seen["frames"][cloned].max()) < 20)
         self.assertEqual(int(seen["frames"][cloned & (seen["frames"] > 0)].min()), 4)      # too short to tell a voice is none
         self.assertLess(int(seen["frames"][~cloned].max()), 12)
+
+    def test_its_tokens_are_those_that_were_heard(self):
+        torch.manual_seed(0)
+        flow, seen = Flow(DIMS.flow, DIMS.tokenizer.codebook, 0.0), {}
+
+        def estimator(x, mask, mu, t, speaker, condition, streaming):
+            seen.update(mu=mu, prompt=condition.abs().sum(1) > 0)
+            return torch.zeros_like(x)
+
+        flow.decoder.estimator.forward = estimator
+        rows, tokens = 100, 20
+        told, heard = torch.full((rows, 80, 2 * tokens), 2.0), torch.full((rows, 80, 2 * tokens), 3.0)
+        flow.loss(torch.zeros(rows, tokens, dtype=torch.long), torch.full((rows,), tokens), torch.ones(rows, 80, 2 * tokens),
+                  torch.randn(rows, SPK_DIM), torch.full((rows, 2 * tokens), -1), torch.zeros(rows, 2 * tokens),
+                  torch.nn.Conv1d(80, 2, 1), "estimator", None, torch.ones(rows, dtype=torch.bool), lambda streaming: (told, heard))
+        conditioned = seen["mu"][:, 0, -1] > 0          # all conditions of a fifth are dropped
+        self.assertGreater(int(seen["prompt"][conditioned].sum()), 0)
+        torch.testing.assert_close(seen["mu"][conditioned, 0], 2.0 + seen["prompt"][conditioned].float())
+
+    def test_where_nothing_was_heard_it_is_as_told(self):
+        told = {"a": torch.tensor([1, 2, 3, 4]), "b": torch.tensor([5, 6])}
+        of_prompts = as_heard(told, {"a": torch.tensor([7, 8, 9]), "c": torch.tensor([1])})
+        self.assertEqual({key: ids.tolist() for key, ids in of_prompts.items()}, {"a": [7, 8, 9, 4], "b": [5, 6]})
+        self.assertEqual(told["a"].tolist(), [1, 2, 3, 4])
 
 
 class Doubt(unittest.TestCase):

@@ -8,7 +8,8 @@ with it and goes on with `--only estimator`, which keeps the encoder as it is.
 
 With `--shares` the speakers it does not name are those that clones are learnt from: their rows always have a prompt. With `--doubt`
 the embedding of such a row is mixed with another speaker's, so that the prompt is what tells who speaks: of a speaker who was
-never heard the embedding says little that the flow has learnt to read.
+never heard the embedding says little that the flow has learnt to read. With `--only estimator` a prompt's tokens are those that the
+tokenizer hears of it, where they are stored: so it is when a recording is cloned, and four of five of them are not those that are told.
 
     train_flow.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M] [--only encoder|estimator]
 """
@@ -78,6 +79,11 @@ class Means:
         return torch.nn.utils.rnn.pad_sequence(means, batch_first=True).transpose(1, 2).to(device)
 
 
+def as_heard(tokens, heard):
+    """The tokens that the tokenizer hears where it has been asked, as many as are told."""
+    return tokens | {key: torch.cat([ids, tokens[key][len(ids):]]) for key, ids in heard.items() if key in tokens}
+
+
 @torch.no_grad()
 def spread(layer, means):
     """Sets the layer that the speaker embedding enters by so that its outputs have unit variance over the speakers (`means`: name
@@ -131,10 +137,10 @@ def main():
     if run.step == 0 and (args.voices_anew or not args.begin) and len(speakers.means) > 1:
         spread(model.spk_embed_affine_layer, speakers.means)
         spread(run.average.module.spk_embed_affine_layer, speakers.means)
-    means = None
+    means = of_prompts = None
     if args.only == "estimator":
         model.encoder.eval()
-        means = Means(model, tokens)
+        means, of_prompts = Means(model, tokens), Means(model, as_heard(tokens, stored["heard"]))
     for step in run.steps():
         model.requires_grad_(step >= args.helpers_first)
         # processes that train together take rows of one length: each step waits for the slowest
@@ -157,10 +163,10 @@ def main():
             weights[i, :len(frames)] = torch.tensor(evenly(frames))
         is_main = torch.tensor([row["speaker"] == args.main for row in rows], device=device) if args.main else None
         cloned = torch.tensor([bool(shares) and row["speaker"] not in shares for row in rows], device=device)
+        mu = means and (lambda streaming: [of(rows, streaming, device, longest) for of in (means, of_prompts)])
         with autocast(device):
             loss, prior, sound = model.loss(padded, lengths, mel, embedding.to(device), sounds.to(device), weights.to(device),
-                                            reader, args.only, is_main, cloned,
-                                            means and functools.partial(means, rows, device=device, longest=longest))
+                                            reader, args.only, is_main, cloned, mu)
         run.add(loss=loss, prior=prior, sound=sound)
         helpers = 0.0 if args.only == "estimator" else PRIOR_WEIGHT * prior + SOUND_WEIGHT * sound
         clipped_step(loss + helpers, optimizer, parameters)

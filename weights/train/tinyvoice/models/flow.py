@@ -65,13 +65,14 @@ class Flow(nn.Module):
         `main` (bool [B], None: of all: the encoder is not told who speaks, and the mean of many speakers is nobody's mel),
         and the cross entropy of the phonemes `sounds` [B, 2L] (-1 where unknown), each frame by its weight, that `reader` reads from
         `mu`, which is all that the estimator is told. With `only` "encoder" these are all there is, and the loss
-        is 0; with "estimator" the encoder gets no gradient, nobody reads, and `means` may know `mu` (called with whether it streams).
+        is 0; with "estimator" the encoder gets no gradient, nobody reads, and `means` may know `mu` (called with whether it streams): as
+        told, and of the tokens that a prompt has, which stands where the prompt is.
         """
         batch, _, time = mel.shape
         prompt, mel = mel, normal(mel)
         streaming = random.random() < 0.5
         with torch.set_grad_enabled(only != "estimator"):
-            mu = self.encode(token, lengths, streaming) if means is None else means(streaming)
+            mu, of_prompt = [self.encode(token, lengths, streaming)] * 2 if means is None else means(streaming)
         sound = mel.new_zeros(())
         if only != "estimator":
             weights = weights * (sounds >= 0)
@@ -87,7 +88,7 @@ class Flow(nn.Module):
         prompted = cloned | (torch.rand(batch, device=mel.device) < 0.5)
         share = (least + torch.rand(batch, device=mel.device) * (most - least)) * prompted
         given = torch.arange(time, device=mel.device)[None] < (share * 2 * lengths).long()[:, None]
-        condition = prompt * given[:, None]
+        condition, mu = prompt * given[:, None], torch.where(given[:, None], of_prompt, mu)
         t = 1 - torch.cos(torch.rand(batch, 1, 1, device=mel.device) * 0.5 * math.pi)     # as the steps of `solve` are spaced
         noise = torch.randn_like(mel)
         x = (1 - (1 - SIGMA_MIN) * t) * noise + t * mel
