@@ -18,6 +18,7 @@ import torch
 from onnxruntime.quantization import quantize_dynamic
 
 import make_feats
+from export import mean_of, quieter
 from make_audio import replay_shard, replayed
 from make_voiceprints import placed, space, speaker_means
 from tinyvoice.audio import log_mel_16k, mel_24k, warp
@@ -239,6 +240,23 @@ class Prompts(unittest.TestCase):
         of_prompts = as_heard(told, {"a": torch.tensor([7, 8, 9]), "c": torch.tensor([1])})
         self.assertEqual({key: ids.tolist() for key, ids in of_prompts.items()}, {"a": [7, 8, 9, 4], "b": [5, 6]})
         self.assertEqual(told["a"].tolist(), [1, 2, 3, 4])
+
+
+class Mean(unittest.TestCase):
+    def test_it_lies_half_way(self):
+        mean = mean_of({"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(7)}, {"w": torch.tensor([2.0, 6.0]).half(), "n": torch.tensor(9), "tied": None})
+        self.assertEqual({key: value.tolist() for key, value in mean.items()}, {"w": [1.5, 4.0], "n": 7})
+
+
+class Gain(unittest.TestCase):
+    def test_the_output_is_so_much_lower(self):
+        torch.manual_seed(0)
+        vocoder = HiftGenerator(DIMS.hift).eval()
+        mel, source = torch.randn(1, 80, 12), 0.1 * torch.randn(1, 1, 12 * 480)
+        with torch.inference_mode():
+            before = vocoder.decode(mel, source)
+            vocoder.load_state_dict(quieter(vocoder.state_dict(), 0.5))
+            torch.testing.assert_close(vocoder.decode(mel, source), 0.5 * before, rtol=1e-4, atol=1e-6)
 
 
 class Doubt(unittest.TestCase):
