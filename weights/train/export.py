@@ -9,7 +9,6 @@ are written, into a folder that is there, whose card must then be completed by h
 """
 import argparse
 import json
-import math
 import pathlib
 import string
 
@@ -17,10 +16,10 @@ import torch
 
 from tinyvoice.bpe import Bpe
 from tinyvoice.card import write_card
-from tinyvoice.config import DIMS
+from tinyvoice.config import DIMS, GAIN
 from tinyvoice.corpus import Corpus
 from tinyvoice.models.flow import Flow
-from tinyvoice.models.hift import HiftGenerator
+from tinyvoice.models.hift import HiftGenerator, louder
 from tinyvoice.models.llm import SpeechLm
 from tinyvoice.models.speaker import SpeakerEncoder
 from tinyvoice.models.speech_tokenizer import SpeechTokenizer
@@ -33,7 +32,6 @@ VOICES = {"pretrained_voice_001": "heart", "pretrained_voice_002": "heart@0.88^0
 PROMPT_SPEAKER = "nezumi@0.9"      # never trained on
 PROMPT_TEXT = "The small boat drifted past the lighthouse while the children waved."
 LIMIT = 24 * 2 ** 20
-GAIN = 0.7      # of the vocoder's output: the vowels of low voices begin as high as 1.28 without it, and the engine cuts at 0.99
 
 
 def half(state):
@@ -100,16 +98,9 @@ def export_flow(args):
     torch.save(half(loaded(Flow(DIMS.flow, DIMS.tokenizer.codebook), args.ckpt, "flow").state_dict()), args.out / "flow.pt")
 
 
-def quieter(state, gain):
-    """The same vocoder with an output `gain` times as high: the first half of the last biases is added to log magnitudes."""
-    bias = state["conv_post.bias"].clone()
-    bias[:len(bias) // 2] += math.log(gain)
-    return state | {"conv_post.bias": bias}
-
-
 def export_vocoder(args):
     write_yaml(args.out / "cosyvoice2.yaml")      # the one there may be of another vocoder
-    torch.save(half(quieter(loaded(HiftGenerator(DIMS.hift), args.ckpt, "vocoder").state_dict(), GAIN)), args.out / "hift.pt")
+    torch.save(half(louder(loaded(HiftGenerator(DIMS.hift), args.ckpt, "vocoder").state_dict(), GAIN)), args.out / "hift.pt")
 
 
 def export_voices(args):

@@ -18,15 +18,15 @@ import torch
 from onnxruntime.quantization import quantize_dynamic
 
 import make_feats
-from export import mean_of, quieter
+from export import mean_of
 from make_audio import replay_shard, replayed
 from make_voiceprints import placed, space, speaker_means
 from tinyvoice.audio import log_mel_16k, mel_24k, warp
-from tinyvoice.config import DIMS, SPK_DIM, HiftDims
+from tinyvoice.config import DIMS, GAIN, SPK_DIM, HiftDims
 from tinyvoice.corpus import Corpus, ShardWriter, trained_on, with_features
 from tinyvoice.models.discriminators import Discriminators
 from tinyvoice.models.flow import Flow
-from tinyvoice.models.hift import HiftGenerator
+from tinyvoice.models.hift import HiftGenerator, louder
 from tinyvoice.muon import Muon, orthogonal
 from tinyvoice.training import Run, clipped_step, setup
 from train_flow import Embeddings, Means, as_heard, spread
@@ -255,7 +255,7 @@ class Gain(unittest.TestCase):
         mel, source = torch.randn(1, 80, 12), 0.1 * torch.randn(1, 1, 12 * 480)
         with torch.inference_mode():
             before = vocoder.decode(mel, source)
-            vocoder.load_state_dict(quieter(vocoder.state_dict(), 0.5))
+            vocoder.load_state_dict(louder(vocoder.state_dict(), 0.5))
             torch.testing.assert_close(vocoder.decode(mel, source), 0.5 * before, rtol=1e-4, atol=1e-6)
 
 
@@ -518,6 +518,7 @@ class Begin(unittest.TestCase):
             torch.save({k: v.half() for k, v in theirs.state_dict().items()}, pathlib.Path(folder) / "hift.pt")
             run = run_of("vocoder", ours, folder + "/ckpt", pathlib.Path(folder))
             want = theirs.state_dict()["conv_pre.bias"].half().float()
+            torch.testing.assert_close(louder(ours.state_dict(), GAIN)["conv_post.bias"], theirs.state_dict()["conv_post.bias"].half().float())
             torch.testing.assert_close(ours.state_dict()["conv_pre.bias"], want, rtol=0, atol=0)
             torch.testing.assert_close(run.average.module.state_dict()["conv_pre.bias"], want, rtol=0, atol=0)
             self.assertEqual(run.step, 0)

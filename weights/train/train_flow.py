@@ -9,7 +9,7 @@ with it and goes on with `--only estimator`, which keeps the encoder as it is.
 With `--shares` the speakers it does not name are those that clones are learnt from: their rows always have a prompt. With `--doubt`
 the embedding of such a row is mixed with another speaker's, so that the prompt is what tells who speaks: of a speaker who was
 never heard the embedding says little that the flow has learnt to read. With `--only estimator` a prompt's tokens are those that the
-tokenizer hears of it, where they are stored: so it is when a recording is cloned, and four of five of them are not those that are told.
+tokenizer hears of it, where they are stored: so it is when a recording is cloned, and two of three of them are not those that are told.
 
     train_flow.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M] [--only encoder|estimator]
 """

@@ -22,6 +22,9 @@ import torch
 import torch.distributed as together
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from .config import GAIN
+from .models.hift import louder
+
 SAVE_SECONDS = 240
 LOG_STEPS = 50
 UNFINISHED = 75      # exit code of a run that --until stopped
@@ -90,7 +93,8 @@ class Run:
             raise SystemExit(f"--begin: an exported folder holds no weights that the {self.name} could begin from")
         state = torch.load(self.args.begin / EXPORTED[self.name], map_location=self.args.device, weights_only=True)
         state.pop("llm.model.lm_head.weight", None)      # tied to the text embedding
-        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        module.load_state_dict(louder(state, 1 / GAIN) if self.name == "vocoder" else state)
 
     def _load(self):
         state = torch.load(self.path, map_location=self.args.device, weights_only=True)

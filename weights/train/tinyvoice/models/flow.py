@@ -65,8 +65,8 @@ class Flow(nn.Module):
         `main` (bool [B], None: of all: the encoder is not told who speaks, and the mean of many speakers is nobody's mel),
         and the cross entropy of the phonemes `sounds` [B, 2L] (-1 where unknown), each frame by its weight, that `reader` reads from
         `mu`, which is all that the estimator is told. With `only` "encoder" these are all there is, and the loss
-        is 0; with "estimator" the encoder gets no gradient, nobody reads, and `means` may know `mu` (called with whether it streams): as
-        told, and of the tokens that a prompt has, which stands where the prompt is.
+        is 0; with "estimator" the encoder gets no gradient, nobody reads, and `means` may know `mu` (called with whether it streams, it
+        returns two of [B, 80, 2L]): as told, and of the tokens that a prompt has, which stands where the prompt is.
         """
         batch, _, time = mel.shape
         prompt, mel = mel, normal(mel)

@@ -186,3 +186,10 @@ class HiftGenerator(nn.Module):
         """Wave [B, 480 T] and predicted f0 [B, T]; a given `f0` drives the source instead of the predicted one."""
         predicted = self.f0_predictor(mel)
         return self.decode(mel, self.source(predicted if f0 is None else f0, noise)), predicted
+
+
+def louder(state, gain):
+    """State of the same vocoder with an output `gain` times as high: the first half of the last biases is added to log magnitudes."""
+    bias = state["conv_post.bias"].clone()
+    bias[:len(bias) // 2] += math.log(gain)
+    return state | {"conv_post.bias": bias}
