@@ -22,14 +22,14 @@ from export import mean_of
 from make_audio import replay_shard, replayed
 from make_voiceprints import placed, space, speaker_means
 from tinyvoice.audio import log_mel_16k, mel_24k, warp
-from tinyvoice.config import DIMS, GAIN, SPK_DIM, HiftDims
+from tinyvoice.config import DIMS, GAIN, MEL_MEAN, MEL_STD, SPK_DIM, HiftDims
 from tinyvoice.corpus import Corpus, ShardWriter, trained_on, with_features
 from tinyvoice.models.discriminators import Discriminators
 from tinyvoice.models.flow import Flow
 from tinyvoice.models.hift import HiftGenerator, louder
 from tinyvoice.muon import Muon, orthogonal
 from tinyvoice.training import Run, clipped_step, setup
-from train_flow import Embeddings, Means, as_heard, spread
+from train_flow import Embeddings, Means, Prompt, as_heard, padded_columns, spliced, spread
 from train_vocoder import convolutions, crops
 from tinyvoice.phonetic import token_of
 from tinyvoice.teachers import Replay, Timbre, drawn_mix, in_float
@@ -196,7 +196,8 @@ class Voiceprints(unittest.TestCase):
 
 
 class Prompts(unittest.TestCase):
-    def test_rows_that_are_cloned_always_have_one(self):
+    def loss(self, prompts, mel):
+        """Of a flow whose estimator says nothing, and how many frames of condition each row had."""
         torch.manual_seed(0)
         flow, seen = Flow(DIMS.flow, DIMS.tokenizer.codebook, 0.0), {}
 
@@ -205,35 +206,49 @@ class Prompts(unittest.TestCase):
             return torch.zeros_like(x)
 
         flow.decoder.estimator.forward = estimator
-        rows, tokens = 400, 20
-        cloned = torch.arange(rows) % 2 == 0
-        flow.loss(torch.zeros(rows, tokens, dtype=torch.long), torch.full((rows,), tokens), torch.ones(rows, 80, 2 * tokens),
-                  torch.randn(rows, SPK_DIM), torch.full((rows, 2 * tokens), -1), torch.zeros(rows, 2 * tokens),
-                  torch.nn.Conv1d(80, 2, 1), "estimator", None, cloned)
-        some = lambda which: float((seen["frames"][which] > 0).float().mean())
-        self.assertAlmostEqual(some(cloned), 0.8, delta=0.1)       # a fifth is dropped
-        self.assertAlmostEqual(some(~cloned), 0.4 * 0.92, delta=0.1)
-        self.assertTrue(12 < int(seen["frames"][cloned].max()) < 20)
-        self.assertEqual(int(seen["frames"][cloned & (seen["frames"] > 0)].min()), 4)      # too short to tell a voice is none
-        self.assertLess(int(seen["frames"][~cloned].max()), 12)
+        rows, frames = len(mel), mel.shape[2]
+        loss, _, _ = flow.loss(torch.zeros(rows, frames // 2, dtype=torch.long), torch.full((rows,), frames // 2), mel,
+                               torch.randn(rows, SPK_DIM), torch.full((rows, frames), -1), torch.zeros(rows, frames),
+                               torch.nn.Conv1d(80, 2, 1), "estimator", None, prompts)
+        return float(loss), seen["frames"]
 
-    def test_its_tokens_are_those_that_were_heard(self):
-        torch.manual_seed(0)
-        flow, seen = Flow(DIMS.flow, DIMS.tokenizer.codebook, 0.0), {}
+    def test_of_a_clone_it_is_what_stands_before(self):
+        prompts = torch.arange(400) % 2 * 24
+        _, frames = self.loss(prompts, torch.ones(400, 80, 40))
+        self.assertEqual(set(frames[1::2].tolist()), {0, 24})
+        self.assertAlmostEqual(float((frames[1::2] > 0).float().mean()), 0.8, delta=0.1)       # a fifth is dropped
+        self.assertAlmostEqual(float((frames[::2] > 0).float().mean()), 0.4 * 0.92, delta=0.1)
+        self.assertLess(int(frames[::2].max()), 12)
 
-        def estimator(x, mask, mu, t, speaker, condition, streaming):
-            seen.update(mu=mu, prompt=condition.abs().sum(1) > 0)
-            return torch.zeros_like(x)
+    def test_of_a_clone_it_weighs_less_than_what_is_said(self):
+        mel = torch.full((40, 80, 40), MEL_MEAN)
+        mel[:, :, :20] += 100 * MEL_STD
+        for prompts, weight in ((None, 1.0), (torch.full((40,), 20), 0.3)):
+            loss, _ = self.loss(prompts, mel)
+            self.assertAlmostEqual(loss / (100 ** 2 * weight / (1 + weight)), 1.0, delta=0.01)
 
-        flow.decoder.estimator.forward = estimator
-        rows, tokens = 100, 20
-        told, heard = torch.full((rows, 80, 2 * tokens), 2.0), torch.full((rows, 80, 2 * tokens), 3.0)
-        flow.loss(torch.zeros(rows, tokens, dtype=torch.long), torch.full((rows,), tokens), torch.ones(rows, 80, 2 * tokens),
-                  torch.randn(rows, SPK_DIM), torch.full((rows, 2 * tokens), -1), torch.zeros(rows, 2 * tokens),
-                  torch.nn.Conv1d(80, 2, 1), "estimator", None, torch.ones(rows, dtype=torch.bool), lambda streaming: (told, heard))
-        conditioned = seen["mu"][:, 0, -1] > 0          # all conditions of a fifth are dropped
-        self.assertGreater(int(seen["prompt"][conditioned].sum()), 0)
-        torch.testing.assert_close(seen["mu"][conditioned, 0], 2.0 + seen["prompt"][conditioned].float())
+    def test_it_is_a_piece_of_another_utterance(self):
+        random.seed(0)
+        rows = [{"key": str(tokens), "length": 960 * tokens} for tokens in (30, 50, 80, 90)]
+        drawn = [Prompt(rows, rows[3], 40) for _ in range(200)]
+        self.assertEqual({prompt.row["key"] for prompt in drawn}, {"50", "80"})       # long enough, and not its own
+        self.assertEqual({prompt.count for prompt in drawn}, {40})
+        self.assertEqual({prompt.start for prompt in drawn if prompt.row is rows[1]}, set(range(11)))
+        self.assertEqual(Prompt(rows, rows[3], 125).row["key"], "80")
+        alone = Prompt(rows[:1], rows[0], 125)
+        self.assertEqual((alone.row["key"], alone.start, alone.count), ("30", 0, 30))
+
+    def test_it_stands_before_what_is_said(self):
+        rows = [{"key": "a", "length": 2 * 960}, {"key": "b", "length": 3 * 960}]
+        told, heard = {"a": torch.arange(2), "b": torch.arange(10, 13)}, {"b": torch.arange(20, 23)}
+        prompt = Prompt(rows, rows[0], 2)
+        prompt.start = 1
+        ids = spliced([prompt, None], rows, lambda row: told[row["key"]], lambda row: heard[row["key"]])
+        self.assertEqual([part.tolist() for part in ids], [[21, 22, 0, 1], [10, 11, 12]])
+        frames = {row["key"]: torch.arange(2 * row["length"] // 960).float()[:, None] for row in rows}
+        parts = spliced([prompt, None], rows, lambda row: frames[row["key"]], a_token=2)
+        padded = padded_columns(parts, 7, -1.0)
+        self.assertEqual(padded[:, 0].tolist(), [[2, 3, 4, 5, 0, 1, 2], [0, 1, 2, 3, 4, 5, -1]])
 
     def test_where_nothing_was_heard_it_is_as_told(self):
         told = {"a": torch.tensor([1, 2, 3, 4]), "b": torch.tensor([5, 6])}
@@ -306,9 +321,9 @@ class Shares(unittest.TestCase):
             self.assertLessEqual(max(lengths) - min(lengths), 8 * 960)
 
     def test_its_length_may_be_given(self):
-        for tokens in (12, 40):
-            for row in self.corpus.shared(8, {"a": 1.0}, 960 * tokens):
-                self.assertLessEqual(abs(row["length"] // 960 - tokens), 4)
+        for tokens, longer in ((12, 0), (40, 0), (20, 15)):
+            for row in self.corpus.shared(8, {"a": 1.0}, 960 * tokens, 960 * longer):
+                self.assertLessEqual(abs(row["length"] // 960 - tokens - longer), 4)
 
     def test_what_cloning_is_tested_on_is_left_out(self):
         self.assertEqual([s for s in ("heart", "kumo~0.9", "nezumi", "nezumi@0.9", "nezumi~1.1", "alpha+kumo", "alpha+nezumi") if trained_on(s)],
@@ -418,11 +433,12 @@ class KeptMeans(unittest.TestCase):
             with torch.no_grad():
                 want = flow.encode(ids, torch.tensor([71, 40, 40]), streaming)
             want[1:, :, 80:] = 0
-            torch.testing.assert_close(means(rows, streaming, "cpu", 71), want, rtol=2e-3, atol=2e-3)
-            torch.testing.assert_close(means(rows, streaming, "cpu", 44), want[:, :, :88], rtol=2e-3, atol=2e-3)      # cut, not made of less
+            made = means(rows, streaming, "cpu")
+            self.assertEqual(list(made), ["b", "a"])
+            torch.testing.assert_close(padded_columns([made[row["key"]] for row in rows], 142, 0.0), want, rtol=2e-3, atol=2e-3)
         self.assertEqual(sorted(means.kept), [(key, streaming) for key in "ab" for streaming in (False, True)])
         with unittest.mock.patch.object(flow, "encode", side_effect=AssertionError("made twice")):
-            means(rows[:2], True, "cpu", 71)
+            means(rows[:2], True, "cpu")
 
 
 def one_of_two(rank, folder, port):

@@ -6,10 +6,10 @@ of every frame a small reader must be able to tell it from that mean. `--only en
 arithmetic, and a flow that has to refine an intelligible mean learns faster than one that waits for it, so on a CPU a run begins
 with it and goes on with `--only estimator`, which keeps the encoder as it is.
 
-With `--shares` the speakers it does not name are those that clones are learnt from: their rows always have a prompt. With `--doubt`
-the embedding of such a row is mixed with another speaker's, so that the prompt is what tells who speaks: of a speaker who was
-never heard the embedding says little that the flow has learnt to read. With `--only estimator` a prompt's tokens are those that the
-tokenizer hears of it, where they are stored: so it is when a recording is cloned, and two of three of them are not those that are told.
+With `--shares` the speakers it does not name are those that clones are learnt from: before their rows stands a prompt, which is another
+utterance of the speaker with the tokens that the tokenizer hears of it, where they are stored: so it is when a recording is cloned, and
+two of three of them are not those that are told. With `--doubt` the embedding of such a row is mixed with another speaker's, so that
+the prompt is what tells who speaks: of a speaker who was never heard the embedding says little that the flow has learnt to read.
 
     train_flow.py --data DATA --ckpt CKPT [--device cuda] [--steps N] [--minutes M] [--only encoder|estimator]
 """
@@ -21,14 +21,16 @@ import torch
 import torch.nn.functional as F
 
 from tinyvoice.alignment import evenly
-from tinyvoice.config import DIMS, MEL_BINS, SPK_DIM
+from tinyvoice.config import DIMS, MEL_BINS, SAMPLE_RATE, SPK_DIM, TOKEN_RATE
 from tinyvoice.corpus import Corpus, trained_on, with_features
 from tinyvoice.models.flow import Flow
 from tinyvoice.muon import Muon
 from tinyvoice.training import Run, arguments, autocast, clipped_step, setup
 
 SILENT = -11.5     # log mel
+TOKEN_SAMPLES = SAMPLE_RATE // TOKEN_RATE
 LEAST_SPREAD, EVEN_SPREAD, MOST_DIRECTIONS = 0.03, 0.3, 32
+PROMPT_TOKENS = 40, 125     # 1.6 to 5 s
 LONGER = 1.1       # a row that is longer than the median of its batch by more than this is cut: more than a third of the work was padding
 PRIOR_WEIGHT, SOUND_WEIGHT, READER_WIDTH = 1.0, 1.0, 256
 
@@ -66,8 +68,8 @@ class Means:
         self.model, self.tokens, self.kept = model, tokens, {}
 
     @torch.no_grad()
-    def __call__(self, rows, streaming, device, longest):
-        """The first 2 `longest` frames of `mu` of the rows, with zeros up to the end of the longest: [B, 80, 2L]."""
+    def __call__(self, rows, streaming, device):
+        """`mu` by the key of each row, [2L, 80] on the CPU."""
         missing = list({row["key"]: row for row in rows if (row["key"], streaming) not in self.kept}.values())
         if missing:
             ids = [self.tokens[row["key"]].long() for row in missing]
@@ -75,8 +77,34 @@ class Means:
             padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
             for row, mu, length in zip(missing, self.model.encode(padded, lengths, streaming), 2 * lengths):
                 self.kept[row["key"], streaming] = mu[:, :length].half().cpu()
-        means = [self.kept[row["key"], streaming][:, :2 * longest].T.float() for row in rows]
-        return torch.nn.utils.rnn.pad_sequence(means, batch_first=True).transpose(1, 2).to(device)
+        return {row["key"]: self.kept[row["key"], streaming].T.float() for row in rows}
+
+
+class Prompt:
+    """What a clone hears of its speaker: up to `most` tokens in a piece of another of the utterances `of_speaker` than `row`, one that
+    is long enough where there is one."""
+
+    def __init__(self, of_speaker, row, most):
+        others = [other for other in of_speaker if other is not row] or [row]
+        long = [other for other in others if other["length"] >= most * TOKEN_SAMPLES] or [max(others, key=lambda other: other["length"])]
+        self.row = random.choice(long)
+        tokens = self.row["length"] // TOKEN_SAMPLES
+        self.count = min(most, tokens)
+        self.start = random.randint(0, tokens - self.count)
+
+
+def spliced(prompts, rows, own, of_prompt=None, a_token=1):
+    """What `own` gives of each row, `a_token` values a token, after what `of_prompt` (None: it too) gives of its prompt, where it has one."""
+    parts = []
+    for prompt, row in zip(prompts, rows):
+        before = [] if prompt is None else [(of_prompt or own)(prompt.row)[a_token * prompt.start:a_token * (prompt.start + prompt.count)]]
+        parts.append(torch.cat([*before, own(row)]))
+    return parts
+
+
+def padded_columns(parts, length, value):
+    """Of each [T, C] the first `length` rows, or with `value` up to there: [B, C, length]."""
+    return torch.stack([F.pad(part[:length], (0, 0, 0, max(0, length - len(part))), value=value) for part in parts]).transpose(1, 2)
 
 
 def as_heard(tokens, heard):
@@ -137,36 +165,47 @@ def main():
     if run.step == 0 and (args.voices_anew or not args.begin) and len(speakers.means) > 1:
         spread(model.spk_embed_affine_layer, speakers.means)
         spread(run.average.module.spk_embed_affine_layer, speakers.means)
+    heard = as_heard(tokens, stored["heard"])
     means = of_prompts = None
     if args.only == "estimator":
         model.encoder.eval()
-        means, of_prompts = Means(model, tokens), Means(model, as_heard(tokens, stored["heard"]))
+        means, of_prompts = Means(model, tokens), Means(model, heard)
     for step in run.steps():
         model.requires_grad_(step >= args.helpers_first)
         # processes that train together take rows of one length: each step waits for the slowest
-        alike = random.Random(args.seed * 1_000_003 + step).choice(corpus.rows)["length"]
-        rows = corpus.shared(args.batch, shares, alike) if shares else corpus.similar(args.batch)
-        longest = int(LONGER * statistics.median(len(tokens[row["key"]]) for row in rows))
-        ids = [tokens[row["key"]][:longest].long() for row in rows]
-        lengths = torch.tensor([len(i) for i in ids], device=device)
-        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)
-        mel = corpus.padded_features(rows, "mel", SILENT, device)[:, :, :2 * padded.shape[1]]
-        mel = F.pad(mel, (0, 2 * padded.shape[1] - mel.shape[2]), value=SILENT)
+        alike = random.Random(args.seed * 1_000_003 + step)
+        length, most = alike.choice(corpus.rows)["length"], alike.randint(*PROMPT_TOKENS)
+        rows = corpus.shared(args.batch, shares, length, most * TOKEN_SAMPLES) if shares else corpus.similar(args.batch)
+        prompts = [None] * len(rows)
+        if shares and args.only != "encoder":
+            prompts = [None if row["speaker"] in shares else Prompt(corpus.speakers()[row["speaker"]], row, most) for row in rows]
+        ids = spliced(prompts, rows, lambda row: tokens[row["key"]].long(), lambda row: heard[row["key"]].long())
+        longest = int(LONGER * statistics.median(len(i) for i in ids))
+        lengths = torch.tensor([min(longest, len(i)) for i in ids], device=device)
+        longest = int(lengths.max())
+        padded = torch.nn.utils.rnn.pad_sequence([i[:longest] for i in ids], batch_first=True).to(device)
+        frames = lambda parts, value: padded_columns(parts, 2 * longest, value).to(device)
+        mel = frames(spliced(prompts, rows, lambda row: corpus.features(row, "mel"), a_token=2), SILENT)
         embedding = torch.ones(len(rows), SPK_DIM)       # the encoder does without
         if args.only != "encoder":
             embedding = torch.stack([speakers.draw(row) if row["speaker"] in shares or not args.doubt else
                                      speakers.doubted(row, args.doubt) for row in rows])
         sounds, weights = torch.full(mel.shape[::2], -1), torch.zeros(mel.shape[::2])
-        for i, row in enumerate(rows):
-            frames = row.get("frames", "")[:mel.shape[2]]
-            sounds[i, :len(frames)] = torch.tensor([names[c] for c in frames], dtype=torch.long)
-            weights[i, :len(frames)] = torch.tensor(evenly(frames))
+        for i, row in enumerate(rows if args.only != "estimator" else []):
+            first = 2 * prompts[i].count if prompts[i] else 0
+            told = row.get("frames", "")[:mel.shape[2] - first]
+            sounds[i, first:first + len(told)] = torch.tensor([names[c] for c in told], dtype=torch.long)
+            weights[i, first:first + len(told)] = torch.tensor(evenly(told))
         is_main = torch.tensor([row["speaker"] == args.main for row in rows], device=device) if args.main else None
-        cloned = torch.tensor([bool(shares) and row["speaker"] not in shares for row in rows], device=device)
-        mu = means and (lambda streaming: [of(rows, streaming, device, longest) for of in (means, of_prompts)])
+        given = torch.tensor([2 * prompt.count if prompt else 0 for prompt in prompts], device=device)
+
+        def mu(streaming):
+            own, before = means(rows, streaming, device), of_prompts([prompt.row for prompt in prompts if prompt], streaming, device)
+            return frames(spliced(prompts, rows, lambda row: own[row["key"]], lambda row: before[row["key"]], 2), 0.0)
+
         with autocast(device):
             loss, prior, sound = model.loss(padded, lengths, mel, embedding.to(device), sounds.to(device), weights.to(device),
-                                            reader, args.only, is_main, cloned, mu)
+                                            reader, args.only, is_main, given, means and mu)
         run.add(loss=loss, prior=prior, sound=sound)
         helpers = 0.0 if args.only == "estimator" else PRIOR_WEIGHT * prior + SOUND_WEIGHT * sound
         clipped_step(loss + helpers, optimizer, parameters)

@@ -132,9 +132,10 @@ class Corpus:
         """A random utterance of a speaker drawn first, each as likely."""
         return random.choice(random.choice(list(self.speakers().values())))
 
-    def shared(self, size, shares, length=None):
+    def shared(self, size, shares, length=None, longer=0):
         """`size` random utterances of about `length` samples (None: that of any), where their speakers have such, from speakers drawn
-        by `shares` (name to share of the utterances); what the shares leave of 1 is for the other speakers, evenly."""
+        by `shares` (name to share of the utterances; theirs are `longer` by so much); what the shares leave of 1 is for the other
+        speakers, evenly."""
         by_speaker = self.speakers()
         others = [name for name in by_speaker if name not in shares]
         rest = max(0.0, 1.0 - sum(shares.values())) / max(1, len(others))
@@ -143,7 +144,7 @@ class Corpus:
         for name in random.choices(names, [shares.get(name, rest) for name in names], k=size):
             rows = by_speaker[name]
             near = 2 + len(rows) // 40
-            place = bisect.bisect(rows, length, key=lambda row: row["length"]) + random.randint(-near, near)
+            place = bisect.bisect(rows, length + longer * (name in shares), key=lambda row: row["length"]) + random.randint(-near, near)
             chosen.append(rows[min(max(place, 0), len(rows) - 1)])
         return chosen
 

@@ -14,7 +14,7 @@ from .flow_estimator import Estimator
 
 SIGMA_MIN = 1e-6
 TRAIN_CFG_RATE = 0.2
-CLONED_PROMPT = 0.1, 0.5  # a clone's prompt is up to as long as what it says
+PROMPT_WEIGHT = 0.3       # of a clone's prompt in the loss: it is given, and as long as what is said
 STEPS = 10
 NOISE_FRAMES = 15_000
 
@@ -56,23 +56,22 @@ class Flow(nn.Module):
             x, context, lengths = x[:, :-LOOKAHEAD], x[:, -LOOKAHEAD:], lengths - LOOKAHEAD
         return self.encoder(x, lengths, streaming, context)
 
-    def loss(self, token, lengths, mel, embedding, sounds, weights, reader, only=None, main=None, cloned=None, means=None):
+    def loss(self, token, lengths, mel, embedding, sounds, weights, reader, only=None, main=None, prompts=None, means=None):
         """Flow-matching loss of a padded batch: token [B, L], mel [B, 80, 2L], embedding [B, 192].
 
         As upstream trains: full attention or chunks with equal chance, a prompt of up to 30 % of the mel given to
-        half of the batch, conditions dropped for a fifth; the rows `cloned` (bool [B], None: none) always have a prompt, of
-        CLONED_PROMPT. Also returns the helper losses: the L1 of `mu` to the mel, of the rows
+        half of the batch, conditions dropped for a fifth; but of a row that is to be a clone the first `prompts` (int64 [B], 0: no clone,
+        None: none is) frames are the prompt. Also returns the helper losses: the L1 of `mu` to the mel, of the rows
         `main` (bool [B], None: of all: the encoder is not told who speaks, and the mean of many speakers is nobody's mel),
         and the cross entropy of the phonemes `sounds` [B, 2L] (-1 where unknown), each frame by its weight, that `reader` reads from
         `mu`, which is all that the estimator is told. With `only` "encoder" these are all there is, and the loss
-        is 0; with "estimator" the encoder gets no gradient, nobody reads, and `means` may know `mu` (called with whether it streams, it
-        returns two of [B, 80, 2L]): as told, and of the tokens that a prompt has, which stands where the prompt is.
+        is 0; with "estimator" the encoder gets no gradient, nobody reads, and `means` may know `mu` (called with whether it streams).
         """
         batch, _, time = mel.shape
         prompt, mel = mel, normal(mel)
         streaming = random.random() < 0.5
         with torch.set_grad_enabled(only != "estimator"):
-            mu, of_prompt = [self.encode(token, lengths, streaming)] * 2 if means is None else means(streaming)
+            mu = self.encode(token, lengths, streaming) if means is None else means(streaming)
         sound = mel.new_zeros(())
         if only != "estimator":
             weights = weights * (sounds >= 0)
@@ -83,12 +82,12 @@ class Flow(nn.Module):
         prior = (F.l1_loss(mu * taught, mel * taught, reduction="sum")) / (taught.sum() * MEL_BINS).clamp(min=1)
         if only == "encoder":
             return prior.new_zeros(()), prior, sound
-        cloned = torch.zeros(batch, dtype=torch.bool, device=mel.device) if cloned is None else cloned
-        least, most = torch.where(cloned, CLONED_PROMPT[0], 0.0), torch.where(cloned, CLONED_PROMPT[1], 0.3)
-        prompted = cloned | (torch.rand(batch, device=mel.device) < 0.5)
-        share = (least + torch.rand(batch, device=mel.device) * (most - least)) * prompted
-        given = torch.arange(time, device=mel.device)[None] < (share * 2 * lengths).long()[:, None]
-        condition, mu = prompt * given[:, None], torch.where(given[:, None], of_prompt, mu)
+        prompts = torch.zeros_like(lengths) if prompts is None else prompts
+        share = torch.rand(batch, device=mel.device) * 0.3 * (torch.rand(batch, device=mel.device) < 0.5)
+        frames = torch.where(prompts > 0, prompts, (share * 2 * lengths).long())
+        given = (torch.arange(time, device=mel.device)[None] < frames[:, None])[:, None]
+        condition = prompt * given
+        weight = mask * torch.where(given & (prompts > 0)[:, None, None], PROMPT_WEIGHT, 1.0)
         t = 1 - torch.cos(torch.rand(batch, 1, 1, device=mel.device) * 0.5 * math.pi)     # as the steps of `solve` are spaced
         noise = torch.randn_like(mel)
         x = (1 - (1 - SIGMA_MIN) * t) * noise + t * mel
@@ -96,7 +95,7 @@ class Flow(nn.Module):
         velocity = self.decoder.estimator(x, mask, mu * kept, t.flatten(), speaker * kept[..., 0], condition * kept,
                                           streaming)
         target = mel - (1 - SIGMA_MIN) * noise
-        return F.mse_loss(velocity * mask, target * mask, reduction="sum") / (mask.sum() * MEL_BINS), prior, sound
+        return ((velocity - target).square() * weight).sum() / (weight.sum() * MEL_BINS), prior, sound
 
     @torch.inference_mode()
     def synthesize(self, token, embedding, prompt_token=None, prompt_mel=None, streaming=False, finalize=True,
