@@ -14,6 +14,7 @@ pub enum Stream {
 }
 
 /// The bare permutation: ten rounds of counter and key.
+#[inline(always)]
 fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..ROUNDS {
         let a = u64::from(MULTIPLIERS[0]) * u64::from(counter[0]);
@@ -30,6 +31,7 @@ fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 }
 
 /// Four 32-bit words for `(seed, stream, position)`; `lane` extends the counter.
+#[inline(always)]
 pub fn philox(seed: u64, stream: Stream, position: u64, lane: u32) -> [u32; 4] {
     let counter = [
         position as u32,
@@ -52,13 +54,20 @@ pub fn sampling_uniforms(seed: u64, step: u32) -> [f64; 2] {
     [uniform_f64(w[0], w[1]), uniform_f64(w[2], w[3])]
 }
 
-/// Two independent standard normals from two words (Box–Muller, f32).
-pub fn normal_pair(a: u32, b: u32) -> [f32; 2] {
+/// What Box and Muller make two normals of, from two words: a uniform in (0, 1] and an angle.
+#[inline(always)]
+pub fn uniform_and_angle(a: u32, b: u32) -> (f32, f32) {
     // (0, 1]: the logarithm of zero must not occur.
     let u = (f64::from(a) + 1.0) as f32 * (1.0 / 4_294_967_296.0);
     let v = b as f32 * (1.0 / 4_294_967_296.0);
+    (u, std::f32::consts::TAU * v)
+}
+
+/// Two independent standard normals from two words (Box–Muller, f32).
+pub fn normal_pair(a: u32, b: u32) -> [f32; 2] {
+    let (u, angle) = uniform_and_angle(a, b);
     let r = (-2.0 * u.ln()).sqrt();
-    let (sin, cos) = (std::f32::consts::TAU * v).sin_cos();
+    let (sin, cos) = angle.sin_cos();
     [r * cos, r * sin]
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Each is a reduction and a minimax polynomial in f32; the tests state the error against f64. `FMA` says whether a multiply-add is one
 //! instruction (see [`per_isa`](super::isa)): without it `mul_add` would be a library call.
-//! References: Cephes (Moshier) for `exp` and `tanh`; N. Juffa's `erff` (two polynomials, one through `exp`).
+//! References: Cephes (Moshier) for `exp`, `ln` and `tanh`; N. Juffa's `erff` (two polynomials, one through `exp`).
 
 use std::f32::consts::{FRAC_1_PI, LOG2_E};
 
@@ -10,6 +10,9 @@ use super::Activation;
 
 /// Adding and subtracting it rounds to an integer, which is left in the low bits of the sum: 1.5 · 2²³.
 const ROUND: f32 = 12_582_912.0;
+/// ln 2 in two parts, the first of few bits, so that its small multiples are exact.
+const LN2_HIGH: f32 = 0.693_359_375;
+const LN2_LOW: f32 = -2.121_944_4e-4;
 
 /// `a · b + c`
 #[inline(always)]
@@ -30,8 +33,6 @@ fn poly<const FMA: bool, const N: usize>(x: f32, coefficients: [f32; N]) -> f32 
 /// `2ⁿ` and `e^r − 1` with `eˣ = 2ⁿ e^r`, `|r| ≤ ln 2 / 2`; `x` is clamped to where both are normal numbers.
 #[inline(always)]
 fn exp_parts<const FMA: bool>(x: f32) -> (f32, f32) {
-    const LN2_HIGH: f32 = 0.693_359_375;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
     let x = if x < -87.0 { -87.0 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };
     let rounded = fma::<FMA>(x, LOG2_E, ROUND);
@@ -124,19 +125,62 @@ pub(crate) fn erf<const FMA: bool>(x: f32) -> f32 {
     }
 }
 
-/// `sin² x` for `|x|` up to some ten thousand.
+/// `x − nπ` with `|x − nπ| ≤ π/2`, for `|x|` up to some ten thousand, and n in the low bits.
 #[inline(always)]
-pub(crate) fn sin_squared<const FMA: bool>(x: f32) -> f32 {
+fn half_turns<const FMA: bool>(x: f32) -> (f32, u32) {
     // π in parts of 11, 11 and 24 bits, so that the first two products are exact for n < 2¹³.
     const PI_HIGH: f32 = 3.140_625;
     const PI_MIDDLE: f32 = 9.670_257_6e-4;
     const PI_LOW: f32 = 6.277_114_4e-7;
-    let n = fma::<FMA>(x, FRAC_1_PI, ROUND) - ROUND;
+    let rounded = fma::<FMA>(x, FRAC_1_PI, ROUND);
+    let n = rounded - ROUND;
     let r = fma::<FMA>(n, -PI_HIGH, x);
     let r = fma::<FMA>(n, -PI_MIDDLE, r);
-    let r = fma::<FMA>(n, -PI_LOW, r);
-    let s = sin_reduced::<FMA>(r);
+    (fma::<FMA>(n, -PI_LOW, r), rounded.to_bits())
+}
+
+/// `sin² x` for `|x|` up to some ten thousand.
+#[inline(always)]
+pub(crate) fn sin_squared<const FMA: bool>(x: f32) -> f32 {
+    let s = sin_reduced::<FMA>(half_turns::<FMA>(x).0);
     s * s
+}
+
+/// `sin x` and `cos x` for `|x|` up to some ten thousand.
+#[inline(always)]
+pub(crate) fn sin_cos<const FMA: bool>(x: f32) -> (f32, f32) {
+    let (r, n) = half_turns::<FMA>(x);
+    // sin(nπ + r) = (−1)ⁿ sin r, and so the cosine.
+    let signed = |y: f32| f32::from_bits(y.to_bits() ^ (n << 31));
+    (signed(sin_reduced::<FMA>(r)), signed(cos_reduced::<FMA>(r)))
+}
+
+/// `ln x` of a positive normal number.
+#[inline(always)]
+pub(crate) fn ln<const FMA: bool>(x: f32) -> f32 {
+    // x = 2ᵉ (1 + z) with √½ ≤ 1 + z < √2
+    let bits = x.to_bits();
+    let e = bits.wrapping_sub(std::f32::consts::FRAC_1_SQRT_2.to_bits()) as i32 >> 23;
+    let z = f32::from_bits(bits.wrapping_sub((e as u32) << 23)) - 1.0;
+    let e = e as f32;
+    let p = poly::<FMA, 9>(
+        z,
+        [
+            7.037_683_6e-2,
+            -1.151_461e-1,
+            1.167_699_9e-1,
+            -1.242_014_1e-1,
+            1.424_932_3e-1,
+            -1.666_805_8e-1,
+            2.000_071_5e-1,
+            -2.499_999_4e-1,
+            3.333_333_1e-1,
+        ],
+    );
+    let s = z * z;
+    let y = fma::<FMA>(e, LN2_LOW, p * s * z);
+    let y = z + fma::<FMA>(-0.5, s, y);
+    fma::<FMA>(e, LN2_HIGH, y)
 }
 
 /// `sin x` for `|x| ≤ π/2`.
@@ -255,6 +299,11 @@ mod tests {
             .fold(0.0, f64::max)
     }
 
+    fn sin_cos_error<const FMA: bool>() -> f64 {
+        let sine = error(|x| sin_cos::<FMA>(x).0, f64::sin, -7.0, 7.0, 1.0);
+        sine.max(error(|x| sin_cos::<FMA>(x).1, f64::cos, -7.0, 7.0, 1.0))
+    }
+
     fn both(name: &str, bound: f64, with: f64, without: f64) {
         assert!(with < bound, "{name} with FMA: {with:e}, bound {bound:e}");
         assert!(
@@ -298,6 +347,16 @@ mod tests {
             5e-7
         );
         check!(sin_of_phase, f64::sin, 0.0, 3e6, 1.0, 2e-7);
+        both(
+            "sin_cos",
+            3e-7,
+            sin_cos_error::<true>(),
+            sin_cos_error::<false>(),
+        );
+        check!(ln, f64::ln, 1e-9, 1e-6, 0.0, 2e-7);
+        check!(ln, f64::ln, 1e-6, 1.0, 0.0, 2e-7);
+        check!(ln, f64::ln, 0.999, 1.001, 0.0, 2e-7);
+        check!(ln, f64::ln, 1.0, 1e9, 0.0, 2e-7);
         assert_eq!(exp::<true>(f32::NEG_INFINITY), 0.0);
         assert!(exp::<true>(f32::INFINITY).is_finite());
     }

@@ -4,10 +4,10 @@ use std::f64::consts::TAU;
 
 use super::gemm::{self, Input, Output, Panels, Row, Span, Stored, WIDTH, Weights};
 use super::isa::per_isa;
-use super::math::{cos_reduced, exp, sin_of_phase, sin_reduced, tanh};
+use super::math::{cos_reduced, exp, ln, sin_cos, sin_of_phase, sin_reduced, tanh};
 use super::reference::vocoder::{frame_of, frame_phases, hann};
 use super::{Cpu, Isa, Scratch, Store, check_shape};
-use crate::backend::philox::source_normals;
+use crate::backend::philox::{Stream, philox, uniform_and_angle};
 use crate::backend::{Result, SineSource, SourceNoise, Vocoder};
 use crate::tensor::{Segments, Tensor};
 
@@ -65,7 +65,7 @@ impl Vocoder for Cpu {
                             first_samples,
                         } => {
                             let position = first_samples[s] + start as u64;
-                            draw(seeds[s], position, harmonics, out.len(), &mut draws);
+                            draw(self.isa, seeds[s], position, harmonics, &mut draws);
                         }
                     }
                     source.samples(self.isa, start, &draws, out);
@@ -231,13 +231,31 @@ fn small_matrix(rows: usize, cols: usize, m: impl Fn(usize, usize) -> f64) -> Re
     })
 }
 
-/// Normals of `count` samples from `position` on: `out [harmonics, count]`.
-fn draw(seed: u64, position: u64, harmonics: usize, count: usize, out: &mut [f32]) {
-    for i in 0..count {
+per_isa! {
+    /// Normals of at most `SAMPLES` samples from `position` on: `out [harmonics, samples]`, as `philox::source_normals` up to rounding.
+    fn draw<FMA>(seed: u64, position: u64, harmonics: usize, out: &mut [f32]) {
+        let count = out.len() / harmonics;
+        let mut words = [[0u32; SAMPLES]; 4];
         for lane in 0..harmonics.div_ceil(4) {
-            let normals = source_normals(seed, position + i as u64, lane as u32);
-            for (h, v) in (4 * lane..harmonics).zip(normals) {
-                out[h * count + i] = v;
+            let [a, b, c, d] = &mut words;
+            let of_sample = a[..count].iter_mut().zip(&mut b[..count]).zip(&mut c[..count]).zip(&mut d[..count]);
+            for (i, (((a, b), c), d)) in of_sample.enumerate() {
+                [*a, *b, *c, *d] = philox(seed, Stream::SourceNoise, position + i as u64, lane as u32);
+            }
+            for pair in 0..2 {
+                let (first, second) = (&words[2 * pair][..count], &words[2 * pair + 1][..count]);
+                let mut sines = [0.0; SAMPLES];
+                let mut cosines = [0.0; SAMPLES];
+                let normals = sines[..count].iter_mut().zip(&mut cosines[..count]);
+                for ((sine, cosine), (&a, &b)) in normals.zip(first.iter().zip(second)) {
+                    let (u, angle) = uniform_and_angle(a, b);
+                    let r = (-2.0 * ln::<FMA>(u)).sqrt();
+                    let (sin, cos) = sin_cos::<FMA>(angle);
+                    (*sine, *cosine) = (r * sin, r * cos);
+                }
+                for (h, normals) in (4 * lane + 2 * pair..harmonics).zip([&cosines, &sines]) {
+                    out[h * count..(h + 1) * count].copy_from_slice(&normals[..count]);
+                }
             }
         }
     }
@@ -271,13 +289,20 @@ impl Source<'_> {
         }
         out.fill(self.bias);
         for (h, phases) in self.phases.iter().enumerate() {
-            for (phase, &(low, high, weight)) in phase.iter_mut().zip(&frame[..n]) {
-                *phase = (1.0 - weight).mul_add(phases[low], weight * phases[high]);
-            }
+            between(isa, phases, &frame[..n], &mut phase[..n]);
             let draws = &draws[h * n..(h + 1) * n];
             add_harmonic(isa, &phase[..n], &amplitude[..n], draws, self.w[h], out);
         }
         squash(isa, out);
+    }
+}
+
+per_isa! {
+    /// Of each sample the value between those of its two frames; fused on every CPU, as on a GPU.
+    fn between<FMA>(phases: &[f32], frames: &[(usize, usize, f32)], out: &mut [f32]) {
+        for (out, &(low, high, weight)) in out.iter_mut().zip(frames) {
+            *out = (1.0 - weight).mul_add(phases[low], weight * phases[high]);
+        }
     }
 }
 
