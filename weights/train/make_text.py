@@ -4,10 +4,11 @@
 Sources, all from packages (no download of its own): Debian's `fortunes`, the prose of Python's own documentation
 (`pydoc_data.topics` and docstrings of the standard library), and sentences made from both by swapping nouns, verbs,
 adjectives and adverbs for other words of the same part of speech (tags of hibari's tagger, words of its lexicon drawn
-by `wordfreq` frequency), so that spelling and pronunciation are seen for far more words than the prose has. Numbers,
-names, lists and single words are generated.
+by `wordfreq` frequency), so that spelling and pronunciation are seen for far more words than the prose has. Of the
+prose parts of sentences are cut out, so that any word may be the last, and some sentences are its words in no order, so that each
+must be read for itself. Numbers, names, lists and single words are generated.
 
-    make_text.py --out DATA/text.tsv [--prose N] [--made 40000] [--held-out 400]
+    make_text.py --out DATA/text.tsv [--prose N] [--made 40000] [--cut 60000] [--strewn 20000] [--held-out 400]
 
 Output: one line a sentence, `split <tab> text <tab> phonemes`; split is `train` or `test` (test: prose only, 8 to 16
 words); the phonemes, hibari's, are the target of the speech tokenizer's text loss.
@@ -118,6 +119,21 @@ class Swapper:
         return "".join(parts)
 
 
+def cut_out(rng, prose):
+    """Some words of a sentence, half of the time from its beginning, as a sentence."""
+    words = rng.choice(prose).split()
+    start = rng.randrange(len(words) - 1) if rng.random() < 0.5 else 0
+    part = " ".join(words[start:start + rng.randint(2, 16)]).strip(" ,.;:!?'-")
+    return part[:1].upper() + part[1:] + rng.choices(".?!", (18, 1, 1))[0]
+
+
+def strewn(rng, words):
+    """Words in no order, as a sentence. Common ones, each as often as it is written, and now and then any."""
+    often, known = words
+    part = " ".join(rng.choice(often if rng.random() < 0.7 else known) for _ in range(rng.randint(2, 12)))
+    return part[:1].upper() + part[1:] + "."
+
+
 def generated(rng, pool, count):
     """Numbers, lists, names and single words."""
     nouns, adjectives = pool["NN"], pool["JJ"]
@@ -141,6 +157,8 @@ def main():
     args.add_argument("--out", type=pathlib.Path, required=True)
     args.add_argument("--prose", type=int, default=None, help="at most so many sentences of prose")
     args.add_argument("--made", type=int, default=40_000, help="sentences made by swapping words")
+    args.add_argument("--cut", type=int, default=60_000, help="parts of sentences")
+    args.add_argument("--strewn", type=int, default=20_000, help="sentences of words in no order")
     args.add_argument("--held-out", type=int, default=400)
     args.add_argument("--seed", type=int, default=1)
     args = args.parse_args()
@@ -153,7 +171,10 @@ def main():
     train = sorted(set(prose) - set(test))
     swapper = Swapper(train, rng)
     made = [s for s in (swapper.make() for _ in range(args.made)) if PLAIN.match(s) and len(s) <= 200]
-    lines = train + made + generated(rng, swapper.pool, args.made // 5)
+    cut = [s for s in (cut_out(rng, train) for _ in range(args.cut)) if PLAIN.match(s)]
+    words = [w for s in train for w in re.findall(r"(?<!\S)(?:[a-z][a-z']*[a-z]|[aI])(?=[ ,.;:!?])", s)]
+    words = words, sorted(set(words))
+    lines = train + made + cut + [strewn(rng, words) for _ in range(args.strewn)] + generated(rng, swapper.pool, args.made // 5)
     lines = sorted(set(lines) - set(test))
     rng.shuffle(lines)
     args.out.parent.mkdir(parents=True, exist_ok=True)

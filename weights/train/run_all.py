@@ -84,7 +84,7 @@ def prepare(plan):
     args, data = plan.args, plan.data
     if (data / "text.tsv").exists():      # made elsewhere and carried in
         (args.work / "done" / "text").touch()
-    made = ("--prose", 300, "--made", 300, "--held-out", 20) if args.tiny_steps else ()
+    made = ("--prose", 300, "--made", 300, "--cut", 300, "--strewn", 100, "--held-out", 20) if args.tiny_steps else ()
     plan.finish(plan.start("text", "make_text.py", "--out", data / "text.tsv", *made))
     speakers = TINY_SPEAKERS if args.tiny_steps else args.speakers
     plan.finish(plan.start("audio", "make_audio.py", "--text", data / "text.tsv", "--out", data / "audio",

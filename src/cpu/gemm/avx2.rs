@@ -6,6 +6,7 @@ use super::{Call, Isa, Target, WIDTH, rows_per_call};
 
 /// Bytes that a stream of weights is fetched ahead.
 const PREFETCH_BYTES: usize = 1024;
+const LINE_BYTES: usize = 64;
 
 /// A stored weight that becomes f32 in registers.
 pub(crate) trait Load: Copy {
@@ -46,9 +47,24 @@ pub(super) fn run<W: Load>(_proof: Isa, call: &Call<'_>, b: &[W], out: Target<'_
     assert!(b.len() >= (call.panels - 1) * call.panel_stride + call.depth * WIDTH);
     assert!(out.values.len() >= out.end(call.rows, call.panels));
     let per_call = rows_per_call(call.rows);
+    // What follows these weights is what the next call multiplies by. While the tiles go over this stretch it is fetched, a share for
+    // each; a single tile fetches what it reads itself.
+    let stretch = call.depth * WIDTH;
+    let next = b
+        .as_ptr()
+        .wrapping_add((call.panels - 1) * call.panel_stride + stretch);
+    let mut fetched = 0;
     let mut row = 0;
     while row < call.rows {
         let rows = per_call.min(call.rows - row);
+        if call.rows > per_call {
+            let share = stretch * (row + rows) / call.rows;
+            while fetched < share {
+                // SAFETY: a prefetch changes nothing and never faults, wherever it points.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(fetched).cast()) };
+                fetched += LINE_BYTES / size_of::<W>();
+            }
+        }
         let wide = match rows {
             1 => 4,
             2 => 2,

@@ -54,6 +54,8 @@ use panels::Values;
 
 /// Rows of an output block: its accumulators stay in the first-level cache.
 pub(crate) const BLOCK_ROWS: usize = 96;
+/// Fewer rows of a block would read more weights than they multiply: then threads share out columns.
+const LEAST_ROWS: usize = 24;
 /// Depth of a block: 16 KiB of an f32 panel.
 const BLOCK_K: usize = 256;
 /// Bytes of input that a block of rows may span, so that it stays in the second-level cache.
@@ -311,7 +313,6 @@ impl Job<'_> {
     /// The blocks of rows that chunks work on.
     fn row_blocks(&self, threads: usize, isa: Isa, spans: &[Span]) -> RowBlocks {
         let row_bytes = self.row_bytes(isa).max(1);
-        let _ = threads;
         #[cfg(target_arch = "x86_64")]
         if self.takes_tiles(isa) {
             return RowBlocks::new(spans, tiled::block_rows(spans, row_bytes, threads));
@@ -324,8 +325,12 @@ impl Job<'_> {
             let rows = rows.max(interleaved::MOST_ROWS);
             return RowBlocks::new(spans, rows);
         }
-        let fit = BLOCK_BYTES / row_bytes;
-        RowBlocks::new(spans, (fit / 6 * 6).clamp(6, BLOCK_ROWS))
+        let fit = (BLOCK_BYTES / row_bytes / 6 * 6).clamp(6, BLOCK_ROWS);
+        // As many blocks for each thread, of as many rows: then a thread keeps its rows from one product to the next.
+        let rows: usize = spans.iter().map(|s| s.rows).sum();
+        let blocks = rows.div_ceil(fit).next_multiple_of(threads);
+        let even = rows.div_ceil(blocks.max(1)).next_multiple_of(6);
+        RowBlocks::new(spans, even.clamp(fit.min(LEAST_ROWS), fit))
     }
 
     /// Bytes that a row adds to a block.
