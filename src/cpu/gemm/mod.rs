@@ -54,7 +54,7 @@ use panels::Values;
 
 /// Rows of an output block: its accumulators stay in the first-level cache.
 pub(crate) const BLOCK_ROWS: usize = 96;
-/// Fewer rows of a block would read more weights than they multiply: then threads share out columns.
+/// Least rows that a block is cut to for evenness: each block reads the weights anew, so of fewer rows the threads share out columns.
 const LEAST_ROWS: usize = 24;
 /// Depth of a block: 16 KiB of an f32 panel.
 const BLOCK_K: usize = 256;
