@@ -54,8 +54,6 @@ use panels::Values;
 
 /// Rows of an output block: its accumulators stay in the first-level cache.
 pub(crate) const BLOCK_ROWS: usize = 96;
-/// Least rows that a block is cut to for evenness: each block reads the weights anew, so of fewer rows the threads share out columns.
-const LEAST_ROWS: usize = 24;
 /// Depth of a block: 16 KiB of an f32 panel.
 const BLOCK_K: usize = 256;
 /// Bytes of input that a block of rows may span, so that it stays in the second-level cache.
@@ -330,7 +328,8 @@ impl Job<'_> {
         let rows: usize = spans.iter().map(|s| s.rows).sum();
         let blocks = rows.div_ceil(fit).next_multiple_of(threads);
         let even = rows.div_ceil(blocks.max(1)).next_multiple_of(6);
-        RowBlocks::new(spans, even.clamp(fit.min(LEAST_ROWS), fit))
+        // Each block reads the weights anew: not of less than half of the rows that fit. Then the threads share out columns.
+        RowBlocks::new(spans, if 2 * even < fit { fit } else { even.min(fit) })
     }
 
     /// Bytes that a row adds to a block.
