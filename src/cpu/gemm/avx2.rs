@@ -6,7 +6,6 @@ use super::{Call, Isa, Target, WIDTH, rows_per_call};
 
 /// Bytes that a stream of weights is fetched ahead.
 const PREFETCH_BYTES: usize = 1024;
-const LINE_BYTES: usize = 64;
 
 /// A stored weight that becomes f32 in registers.
 pub(crate) trait Load: Copy {
@@ -47,24 +46,15 @@ pub(super) fn run<W: Load>(_proof: Isa, call: &Call<'_>, b: &[W], out: Target<'_
     assert!(b.len() >= (call.panels - 1) * call.panel_stride + call.depth * WIDTH);
     assert!(out.values.len() >= out.end(call.rows, call.panels));
     let per_call = rows_per_call(call.rows);
-    // What follows these weights is what the next call multiplies by. While the tiles go over this stretch it is fetched, a share for
-    // each; a single tile fetches what it reads itself.
-    let stretch = call.depth * WIDTH;
-    let next = b
-        .as_ptr()
-        .wrapping_add((call.panels - 1) * call.panel_stride + stretch);
-    let mut fetched = 0;
+    // What follows these weights is what the next call multiplies by. While the tiles go over this stretch it is fetched, a share by each
+    // and evenly, so that a tile never waits for a burst of loads; a single tile fetches what it reads itself.
+    let tiles = call.rows.div_ceil(per_call);
+    let next = (call.panels - 1) * call.panel_stride + call.depth * WIDTH;
+    let share = call.depth * WIDTH / tiles;
+    let pace = (WIDTH * size_of::<W>()).div_ceil(tiles);
     let mut row = 0;
     while row < call.rows {
         let rows = per_call.min(call.rows - row);
-        if call.rows > per_call {
-            let share = stretch * (row + rows) / call.rows;
-            while fetched < share {
-                // SAFETY: a prefetch changes nothing and never faults, wherever it points.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(fetched).cast()) };
-                fetched += LINE_BYTES / size_of::<W>();
-            }
-        }
         let wide = match rows {
             1 => 4,
             2 => 2,
@@ -73,11 +63,24 @@ pub(super) fn run<W: Load>(_proof: Isa, call: &Call<'_>, b: &[W], out: Target<'_
         let mut panel = 0;
         while panel < call.panels {
             let panels = if call.panels - panel >= wide { wide } else { 1 };
+            let ahead = match tiles {
+                1 => b
+                    .as_ptr()
+                    .wrapping_add(panel * call.panel_stride)
+                    .cast::<i8>()
+                    .wrapping_add(PREFETCH_BYTES),
+                _ => b
+                    .as_ptr()
+                    .wrapping_add(next + row / per_call * share)
+                    .cast(),
+            };
             let corner = Corner {
                 a: call.a[row * call.row_stride..].as_ptr(),
                 row_stride: call.row_stride,
                 b: b[panel * call.panel_stride..].as_ptr(),
                 panel_stride: call.panel_stride,
+                ahead,
+                pace,
                 depth: call.depth,
                 out: out.values[row * out.row_stride + panel * out.panel_stride..].as_mut_ptr(),
                 out_row_stride: out.row_stride,
@@ -110,6 +113,9 @@ struct Corner<W> {
     row_stride: usize,
     b: *const W,
     panel_stride: usize,
+    /// What is fetched at the first step of the depth, of the first panel, and how many bytes further at each.
+    ahead: *const i8,
+    pace: usize,
     depth: usize,
     out: *mut f32,
     out_row_stride: usize,
@@ -135,12 +141,15 @@ unsafe fn tile<W: Load, const R: usize, const P: usize>(t: Corner<W>) {
                 }
             }
         }
-        let mut b = t.b;
+        let (mut b, mut ahead) = (t.b, t.ahead);
         for k in 0..t.depth {
             for p in 0..P {
                 let row = b.add(p * t.panel_stride);
-                if R < 6 {
-                    _mm_prefetch::<_MM_HINT_T0>(row.cast::<i8>().wrapping_add(PREFETCH_BYTES));
+                let line = ahead.wrapping_add(p * t.panel_stride * size_of::<W>());
+                if R <= 2 {
+                    _mm_prefetch::<_MM_HINT_T0>(line);
+                } else {
+                    _mm_prefetch::<_MM_HINT_T1>(line);
                 }
                 let w = W::load(row);
                 for r in 0..R {
@@ -150,6 +159,7 @@ unsafe fn tile<W: Load, const R: usize, const P: usize>(t: Corner<W>) {
                 }
             }
             b = b.add(WIDTH);
+            ahead = ahead.wrapping_add(t.pace);
         }
         for p in 0..P {
             for r in 0..R {
