@@ -145,6 +145,7 @@ unsafe fn tile<W: Load, const R: usize, const P: usize>(t: Corner<W>) {
         for k in 0..t.depth {
             for p in 0..P {
                 let row = b.add(p * t.panel_stride);
+                // Of more rows the first-level cache holds the weights under way and the input: the next come only near.
                 let line = ahead.wrapping_add(p * t.panel_stride * size_of::<W>());
                 if R <= 2 {
                     _mm_prefetch::<_MM_HINT_T0>(line);
