@@ -1,6 +1,9 @@
 //! Which instruction set the fast paths use, found at run time, and the macro that compiles a loop once per set.
 
 #[cfg(target_arch = "x86_64")]
+use std::sync::OnceLock;
+
+#[cfg(target_arch = "x86_64")]
 use super::gemm::Hardware;
 
 /// An instruction set that this process may use. Only [`Isa::detect`] makes the higher ones, so having one proves that it is there.
@@ -77,6 +80,14 @@ impl Isa {
         self.pairs
     }
 
+    /// Whether few rows are multiplied by one panel of weights after the other instead of by several side by side, and nothing is fetched ahead: where
+    /// the CPU reads one stream from front to back as fast as memory gives. Zen 4 reads four panels side by side, fetched ahead, at three quarters of that
+    /// (`docs/performance.md`); Intel's CPUs read several faster than one. Bytes do not depend on it.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn reads_panels_in_turn(self) -> bool {
+        self.level == Level::Avx512 && !made_by_intel()
+    }
+
     /// For matching in the dispatchers.
     pub(crate) fn level(self) -> Level {
         self.level
@@ -114,11 +125,19 @@ impl Isa {
 /// a measurement, which could choose otherwise the next time: the bytes of an utterance depend on the choice.
 #[cfg(target_arch = "x86_64")]
 fn slow_pairs() -> bool {
-    let vendor = std::arch::x86_64::__cpuid(0);
-    [vendor.ebx, vendor.edx, vendor.ecx]
-        .map(u32::to_le_bytes)
-        .as_flattened()
-        == b"GenuineIntel"
+    made_by_intel()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn made_by_intel() -> bool {
+    static INTEL: OnceLock<bool> = OnceLock::new();
+    *INTEL.get_or_init(|| {
+        let vendor = std::arch::x86_64::__cpuid(0);
+        [vendor.ebx, vendor.edx, vendor.ecx]
+            .map(u32::to_le_bytes)
+            .as_flattened()
+            == b"GenuineIntel"
+    })
 }
 
 /// Compiles a function once per instruction set: `fn name<FMA>(args) -> T { body }` becomes `fn name(isa: Isa, args) -> T`. The body sees a

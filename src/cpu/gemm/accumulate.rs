@@ -44,15 +44,15 @@ impl Job<'_> {
 
     /// The same of rows that lie together.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn accumulate_together<K: kinds::Kind<X = f32>>(
+    pub(super) fn accumulate_together<K: kinds::Kind>(
         &self,
         isa: Isa,
         b: &[K::W],
-        x: interleaved::Interleaved<'_, f32>,
+        x: interleaved::Interleaved<'_, K::X>,
         panels: Range<usize>,
         acc: &mut Accumulators,
     ) {
-        let k = self.w.panels.k;
+        let k = x.row_length;
         if k == 0 {
             acc.as_flattened_mut().as_flattened_mut().fill(0.0);
         }
@@ -60,7 +60,7 @@ impl Job<'_> {
             0..=interleaved::MOST_ROWS => k,
             _ => BLOCK_K,
         };
-        let step = interleaved::panels_per_tile(x.per_tile);
+        let step = interleaved::panels_per_tile(isa, x.per_tile);
         for first in panels.clone().step_by(step) {
             let count = step.min(panels.end - first);
             for done in (0..k).step_by(block_k.max(1)) {

@@ -3,7 +3,7 @@
 //! In: rows of f32 activations. Out: the same to the nearest bf16, where a product finds each row's values, by twos, side by side; and, where they are
 //! to be split, what that leaves of them, to the nearest bf16 too.
 
-use super::{Call, Input, Isa, Span, avx512};
+use super::{Call, Input, Isa, Span, avx512, interleaved};
 use crate::cpu::buffer::Reused;
 
 /// The rows of a block.
@@ -16,6 +16,9 @@ pub(super) struct Rows {
     low: Reused<u16>,
     /// A row whose taps are apart, put together.
     gathered: Vec<f32>,
+    /// Which block lies in `together`, and the block, pair by pair.
+    together_name: Option<(u64, usize)>,
+    together: Vec<[u16; 2]>,
 }
 
 /// Rounded rows as products read them.
@@ -124,6 +127,35 @@ impl Rows {
             taps: 1,
             tap_stride: 0,
             depth: stride,
+        }
+    }
+    /// The same of rows with one tap, laid together.
+    pub(super) fn load_together(
+        &mut self,
+        isa: Isa,
+        name: (u64, usize),
+        x: &Input<'_>,
+        span: Span,
+    ) -> interleaved::Interleaved<'_, u16> {
+        let depth = x.depth.next_multiple_of(2);
+        if self.together_name != Some(name) {
+            self.together_name = None;
+            self.together.resize(span.rows * depth / 2, [0; 2]);
+            let mut together = std::mem::take(&mut self.together);
+            let rows = self.load(isa, name, x, span, false);
+            let (pairs, stride) = (rows.values.as_chunks().0, rows.row_stride / 2);
+            let shape = (span.rows, depth / 2);
+            interleaved::lay(isa, (pairs, stride), shape, &mut together);
+            self.together = together;
+            self.together_name = Some(name);
+        }
+        interleaved::Interleaved {
+            values: self.together.as_flattened(),
+            rows: span.rows,
+            per_tile: interleaved::rows_per_tile(span.rows),
+            row_length: depth,
+            first: 0,
+            depth,
         }
     }
 }

@@ -102,7 +102,7 @@ impl Rows {
     /// Whether products take the rows laid together.
     #[cfg(target_arch = "x86_64")]
     fn lies_together(&self, isa: Isa) -> bool {
-        isa.level() == Level::Avx512 && self.count > interleaved::STRIDED_ROWS
+        isa.level() == Level::Avx512 && self.count > interleaved::strided_rows(isa)
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -239,7 +239,7 @@ impl Rows {
         acc: &mut Accumulators,
     ) {
         let per_tile = interleaved::rows_per_tile(self.count);
-        let step = interleaved::panels_per_tile(per_tile);
+        let step = interleaved::panels_per_tile(isa, per_tile);
         let depth = self.depth.next_multiple_of(2);
         // One tile takes the whole depth at once; several take turns at what a stretch has of the panels.
         let block = match self.count {

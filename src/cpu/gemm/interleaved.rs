@@ -1,4 +1,4 @@
-//! Rows of the input laid together, word by word, as AVX-512 multiplies more than [`STRIDED_ROWS`] of them.
+//! Rows of the input laid together, word by word, as AVX-512 multiplies more than [`strided_rows`] of them.
 //!
 //! In: rows of f32, or of pairs of 16-bit integers. Out: tiles of up to 16 rows, each `[words][rows]`, so that a tile reads its input from front to
 //! back. A tile of many rows makes more of every weight that it loads and widens; up to 16 rows read each weight once.
@@ -7,7 +7,7 @@
 use super::Level;
 use super::{Input, Isa, WIDTH, avx512};
 
-/// Rows that a tile takes as they lie, one after the other.
+/// Rows that a tile of four panels takes as they lie, one after the other.
 pub(super) const STRIDED_ROWS: usize = 6;
 /// Rows of a tile of two panels.
 pub(super) const SQUARE_ROWS: usize = 12;
@@ -22,9 +22,21 @@ pub(super) fn rows_per_tile(rows: usize) -> usize {
     }
 }
 
+/// Rows that are taken as they lie.
+pub(super) fn strided_rows(isa: Isa) -> usize {
+    match isa.reads_panels_in_turn() {
+        true => 0,
+        false => STRIDED_ROWS,
+    }
+}
+
 /// Panels of a tile of so many rows.
-pub(super) const fn panels_per_tile(rows: usize) -> usize {
-    if rows <= SQUARE_ROWS { 2 } else { 1 }
+pub(super) fn panels_per_tile(isa: Isa, rows: usize) -> usize {
+    match rows {
+        0..=STRIDED_ROWS if isa.reads_panels_in_turn() => 1,
+        0..=SQUARE_ROWS => 2,
+        _ => 1,
+    }
 }
 
 /// A stretch of the depth of rows that lie together, tile after tile of `[words][rows of the tile]`.

@@ -36,7 +36,7 @@ pub(crate) use amx::{Ahead, REGISTER_PRODUCTS, TILE_DEPTH, register_products, ru
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{Side, interleave, round_to_bf16, run as run_avx512};
 #[cfg(target_arch = "x86_64")]
-use interleaved::{SQUARE_ROWS, STRIDED_ROWS};
+use interleaved::SQUARE_ROWS;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use kinds::{Bf16, Single, Widened};
 pub(crate) use panels::{Panels, Row, Stored, WIDTH};
@@ -289,13 +289,19 @@ impl Job<'_> {
         }
     }
 
-    /// Whether the kernel takes more than a few rows laid together. Taps overlap, and each would have to be laid by itself.
+    /// Whether the kernel takes so many rows, where they are more than [`interleaved::strided_rows`], laid together. Taps overlap, and each would have to be laid by itself. Pairs of bf16 are no
+    /// faster so where one tile does not take all rows.
     #[cfg(target_arch = "x86_64")]
-    fn lays_together(&self, isa: Isa) -> bool {
+    fn lays_together(&self, isa: Isa, rows: usize) -> bool {
         isa.level() == Level::Avx512
             && match self.w.panels.values() {
                 Values::F32(_) => self.x.taps == 1,
-                Values::Pairs(_) => self.x.taps == 1 && !isa.multiplies_bf16(),
+                Values::Pairs(_) if !isa.multiplies_bf16() => self.x.taps == 1,
+                Values::Pairs(_) => {
+                    let even =
+                        self.x.depth.is_multiple_of(2) && self.x.row_stride.is_multiple_of(2);
+                    self.x.taps == 1 && even && rows <= interleaved::MOST_ROWS
+                }
                 Values::Bf16(_) | Values::Split(_) | Values::Fours(_) => false,
                 Values::I8(_) => true,
             }
@@ -316,7 +322,7 @@ impl Job<'_> {
             return RowBlocks::new(spans, tiled::block_rows(spans, row_bytes, threads));
         }
         #[cfg(target_arch = "x86_64")]
-        if self.lays_together(isa) {
+        if self.lays_together(isa, spans.iter().map(|s| s.rows).max().unwrap_or(0)) {
             // Whole tiles; rows that one tile takes are never parted.
             let fit = (BLOCK_BYTES_TOGETHER / row_bytes).min(BLOCK_ROWS);
             let rows = fit / SQUARE_ROWS * SQUARE_ROWS;
@@ -364,7 +370,8 @@ impl Job<'_> {
             rounded.load(isa, name, x, input, span.rows);
         }
         #[cfg(target_arch = "x86_64")]
-        let together = self.lays_together(isa) && span.rows > STRIDED_ROWS;
+        let together =
+            self.lays_together(isa, span.rows) && span.rows > interleaved::strided_rows(isa);
         let step = panels_per_call(isa, span.rows).max(self.group());
         for panel in panels.clone().step_by(step) {
             let count = step.min(panels.end - panel);
@@ -376,6 +383,12 @@ impl Job<'_> {
                     let rows = (input, span.rows);
                     let x = workspace.together.load(isa, name, &self.x, rows);
                     self.accumulate_together::<Single>(isa, b, x, range, acc);
+                }
+                #[cfg(target_arch = "x86_64")]
+                Values::Pairs(b) if together && isa.multiplies_bf16() => {
+                    let span = Span { input, ..span };
+                    let x = workspace.pairs.load_together(isa, name, &self.x, span);
+                    self.accumulate_together::<Bf16>(isa, b, x, range, acc);
                 }
                 #[cfg(target_arch = "x86_64")]
                 Values::Pairs(b) if together => {
