@@ -2,9 +2,9 @@
 //!
 //! Activations are f32. Weights of linear layers are kept in the precision of [`CpuOptions::weights`]; everything else is f32, but for
 //! what [`Isa::multiplies_bf16`] adds to weights that are not: products with bf16 weights then round their input to bf16 too, and so do
-//! convolutions of [`Fidelity::Usual`](crate::backend::Fidelity::Usual) and attention inside sequences, with bf16 and with int8 weights alike.
+//! convolutions of [`Fidelity::Usual`](crate::backend::Fidelity::Usual) and attention, with bf16 and with int8 weights alike.
 //! Beside weights that are not f32 the language model's cache keeps keys and values in bf16 ([`WeightPrecision::bytes_of_cached`]).
-//! Sums stay f32, and so do norms, sampling and what attention over the cache makes of its keys and values. The vocoder is f32 too, but in tile registers,
+//! Sums stay f32, and so do norms and sampling. The vocoder is f32 too, but in tile registers,
 //! where its convolutions multiply sums of two bf16, sixteen bits and more of every value. A row's bytes depend on its
 //! own sequence and on the CPU's instructions alone: not on its batch, nor on the number of threads.
 //!
@@ -53,7 +53,7 @@ use attention::Rotary;
 use pool::Pool;
 
 /// In what precision the weights of linear layers are kept. Products accumulate in f32, those with int8 weights in exact integers over
-/// stretches of 256 values and in f32 beyond.
+/// stretches of 128 values and in f32 beyond.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightPrecision {
     /// As exact as the checkpoint. What must agree with the reference to the bit (speech tokens of a prompt) needs this.
@@ -61,8 +61,8 @@ pub enum WeightPrecision {
     F32,
     /// Rounded to the nearest bf16: half the bytes to read per token. Where the CPU multiplies bf16, inputs are rounded as well.
     Bf16,
-    /// Symmetric int8 with one scale per output channel: a quarter of the bytes. Products round their input to 16 bits, with one scale per row and
-    /// stretch, an error far below that of the weights.
+    /// Symmetric int8 with one scale per output channel: a quarter of the bytes. Products round their input to int8 too, with one scale per row and
+    /// stretch, an error of the size of the weights' own.
     Int8,
 }
 

@@ -25,8 +25,8 @@ pub struct Peaks {
     pub f32_flops_per_s: f64,
     /// The same for products with bf16 weights. Where the CPU has no fast instruction for it they are widened to f32, and the limit is that of f32.
     pub bf16_flops_per_s: f64,
-    /// The same for products with int8 weights, which are multiplied and added as pairs of 16-bit integers where the CPU does that for many at once,
-    /// and in tile registers by both bytes of such an integer.
+    /// The same for products with int8 weights: of bytes by bytes with AVX-512 and in tile registers, of pairs of 16-bit integers, which bytes are widened to,
+    /// with AVX2.
     pub int8_flops_per_s: f64,
 }
 
@@ -48,7 +48,7 @@ impl Cpu {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 if self.isa.has_tiles() => (
                 self.multiply_add_rate(register_products::<false>, REGISTER_PRODUCTS),
-                self.multiply_add_rate(register_products::<true>, REGISTER_PRODUCTS),
+                self.multiply_add_rate(register_products::<true>, 2 * REGISTER_PRODUCTS),
             ),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => (
@@ -56,7 +56,7 @@ impl Cpu {
                     true => self.multiply_add_rate(x86::avx512_bf16, CHAINS * 32),
                     false => f32_flops_per_s,
                 },
-                self.multiply_add_rate(x86::avx512_integers, CHAINS * 32),
+                self.multiply_add_rate(x86::avx512_integers, CHAINS * 64),
             ),
         };
         Ok(Peaks {
@@ -208,9 +208,9 @@ mod x86 {
         |c| _mm512_cvtss_f32(c)
     );
     rate!(
-        /// Pairs of integers are multiplied and added to each chain.
+        /// Fours of bytes are multiplied and added to each chain.
         avx512_integers, "avx512f,avx512vnni", |v: f32| _mm512_set1_epi32((v * 1000.0) as i32),
-        |c, a| _mm512_dpwssd_epi32(*c, a, a), |c| _mm512_cvtsi512_si32(c) as f32
+        |c, a| _mm512_dpbusd_epi32(*c, a, a), |c| _mm512_cvtsi512_si32(c) as f32
     );
     rate!(
         /// The same of bf16.

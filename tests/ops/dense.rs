@@ -15,12 +15,12 @@ const PRECISIONS: [WeightPrecision; 3] = [
     WeightPrecision::Int8,
 ];
 
-/// Bound on the NMSE of a product. With int8 weights its input is rounded too, to steps of 1 / 32767 of the largest value of a stretch: for evenly spread
-/// values that is an NMSE of 3 / (12 · 32767²) = 2.3e-10, which the reference does not have.
+/// Bound on the NMSE of a product. With int8 weights its input is rounded too, to steps of 1 / 127 of the largest value of a stretch: for evenly spread
+/// values that is an NMSE of 3 / (12 · 127²) = 1.55e-5, of a few products up to twice that, which the reference does not have.
 fn bound(precision: WeightPrecision) -> f64 {
     match precision {
         WeightPrecision::F32 | WeightPrecision::Bf16 => F32_BOUND,
-        WeightPrecision::Int8 => 1e-9,
+        WeightPrecision::Int8 => 5e-5,
     }
 }
 
@@ -107,9 +107,13 @@ fn linear_of_every_size_and_precision() {
                     false => plain.clone(),
                 };
                 let what = format!("linear {n}x{m}x{k} {precision:?}");
-                check_each(&what, precision, bound(precision), expected, |cpu| {
-                    case.actual(cpu, |_| Epilogue::None, &case.old)
-                });
+                check_each(
+                    &what,
+                    precision,
+                    |_| bound(precision),
+                    expected,
+                    |cpu| case.actual(cpu, |_| Epilogue::None, &case.old),
+                );
             }
         }
     }
@@ -281,9 +285,9 @@ fn int8_products_of_rows_of_all_magnitudes() {
     for (row, magnitude) in case.x.chunks_mut(k).zip(magnitudes) {
         row.iter_mut().for_each(|v| *v *= magnitude);
     }
-    // One value far above the rest of its stretch of 256, all of which is rounded to its steps: 256 / (12 · 32767²) = 2.0e-8.
+    // One value far above the rest of its stretch of 128, all of which is lost below half of its steps of 5e3 / 127.
     case.x[5 * k + 300] = 5e3;
-    bounds[5] = 3e-8;
+    bounds[5] = 5e-6;
     let expected = case.expected(WeightPrecision::Int8, Store::Set);
     for cpu in backends(WeightPrecision::Int8) {
         let actual = case.actual(&cpu, |_| Epilogue::None, &case.old);

@@ -1,9 +1,9 @@
 //! Attention over the paged cache and inside sequences.
 //!
 //! Both pack keys as `[keys / 16][Dh][16]` and values as `[Dh / 16][keys][16]`, so that scores and weighted sums are products of the kernel that
-//! linear layers use. Over the cache they are in f32, of keys and values that the cache keeps in f32 or, beside weights that are not f32, rounded to
-//! bf16 as they are stored and widened as they are read; inside sequences queries, keys, weights and values are rounded to bf16 where weights of
-//! linear layers are, and the CPU multiplies that in pairs or in tile registers. Scores of a block of queries are kept whole: the softmax is exact, not an online one, and
+//! linear layers use. The cache keeps keys and values in f32 or, beside weights that are not f32, rounded to bf16 as they are stored. Where weights of
+//! linear layers are not f32 and the CPU multiplies bf16, queries, keys, weights and values are rounded to it, over the cache in pairs, inside sequences in pairs or in
+//! tile registers; else products are of f32, to which the cache's bf16 is widened as it is read. Scores of a block of queries are kept whole: the softmax is exact, not an online one, and
 //! a row's sums run over its keys from the first to the last, whatever else is in the block.
 
 mod block;
@@ -26,14 +26,17 @@ use crate::tensor::{Segments, Tensor};
 use block::Block;
 use cache::Kept;
 use inside::{Inside, Projected};
-#[cfg(target_arch = "x86_64")]
-use operand::WidenedPairs;
 use operand::{Exact, Operands, WidenedRows};
+#[cfg(target_arch = "x86_64")]
+use operand::{Pairs, WidenedPairs};
 use pages::Pages;
 
 thread_local! {
     /// A thread's block of queries over the cache.
     static BLOCK: RefCell<Block<f32>> = RefCell::default();
+    /// The same where queries are rounded to bf16.
+    #[cfg(target_arch = "x86_64")]
+    static ROUNDED_BLOCK: RefCell<Block<u16>> = RefCell::default();
 }
 
 /// Query rows (positions times heads of a group) of a block over the cache.
@@ -111,6 +114,11 @@ impl Attention for Cpu {
         self.pool.run(tasks.len() * kv_heads, |task| {
             let ((b, rows), head) = (&tasks[task / kv_heads], task % kv_heads);
             let part = (*b, rows.clone(), head);
+            #[cfg(target_arch = "x86_64")]
+            if kv.kept == Kept::Bf16Pairs && self.isa.multiplies_bf16() {
+                return ROUNDED_BLOCK
+                    .with_borrow_mut(|block| job.block::<Pairs>(self.isa, part, block));
+            }
             BLOCK.with_borrow_mut(|block| match kv.kept {
                 Kept::F32 => job.block::<Exact>(self.isa, part, block),
                 Kept::Bf16 => job.block::<WidenedRows>(self.isa, part, block),
@@ -187,11 +195,11 @@ struct OverCache<'a> {
 
 impl OverCache<'_> {
     /// Some rows of sequence `b`, the queries of one head of keys.
-    fn block<O: Operands<Left = f32, Right: bytemuck::Pod>>(
+    fn block<O: Operands>(
         &self,
         isa: Isa,
         (b, rows, head): (usize, std::ops::Range<usize>, usize),
-        block: &mut Block<f32>,
+        block: &mut Block<O::Left>,
     ) {
         let (plan, group, dh) = (self.plan, self.group, self.kv.shape.head_dim);
         let (cols, scale) = (self.q.cols(), 1.0 / (dh as f32).sqrt());

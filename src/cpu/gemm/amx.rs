@@ -232,11 +232,11 @@ fn fetch<const HINT: i32>(place: &mut *const u8, lines: usize) {
     }
 }
 
-/// Multiply-adds of one step of [`register_products`].
+/// Multiply-adds of bf16 of one step of [`register_products`]; of bytes they are twice as many.
 pub(crate) const REGISTER_PRODUCTS: usize = 4 * ROWS * LANES * 2 * LANES;
 
-/// `steps` steps on registers alone, for measuring what they can do at most: of pairs of bf16 or, `BYTES`, of 16-bit integers by int8, each of which takes
-/// two products of bytes. 0 where there are no such registers.
+/// `steps` steps on registers alone, for measuring what they can do at most: of pairs of bf16 or, `BYTES`, of fours of
+/// bytes. 0 where there are no such registers.
 pub(crate) fn register_products<const BYTES: bool>(isa: Isa, steps: usize, seed: f32) -> f32 {
     let Some(mut tiles) = isa.tiles() else {
         return 0.0;
@@ -254,10 +254,10 @@ pub(crate) fn register_products<const BYTES: bool>(isa: Isa, steps: usize, seed:
         tiles.load::<7>(values.as_ptr().cast(), 4 * LANES);
         for _ in 0..steps {
             if BYTES {
-                tiles.dot_signed::<0, 4, 6>();
-                tiles.dot_unsigned::<1, 5, 6>();
-                tiles.dot_signed::<2, 4, 7>();
-                tiles.dot_unsigned::<3, 5, 7>();
+                tiles.dot_bytes::<0, 4, 6>();
+                tiles.dot_bytes::<1, 5, 6>();
+                tiles.dot_bytes::<2, 4, 7>();
+                tiles.dot_bytes::<3, 5, 7>();
             } else {
                 tiles.dot::<0, 4, 6>();
                 tiles.dot::<1, 4, 7>();

@@ -1,4 +1,4 @@
-//! The kernel for AVX-512: sums of f32, of pairs of bf16, widened or not, or of pairs of integers. In registers are up to 6 rows by 64 columns where
+//! The kernel for AVX-512: sums of f32, of pairs of bf16, widened or not, or of fours of integers. In registers are up to 6 rows by 64 columns where
 //! rows lie one after the other, and where they lie together, word by word, up to 12 rows by 32 columns or 16 by 16.
 
 use std::arch::x86_64::*;
@@ -78,11 +78,13 @@ impl<'a, W> Side<'a, W> {
     }
 }
 
-/// What makes integer sums floats: stretches of the depth, each with a scale per row.
+/// What makes integer sums floats: stretches of the depth, each with a scale per row, and what its sums begin with.
 #[derive(Clone, Copy)]
 pub(crate) struct Stretches<'a> {
     /// `[stretches][rows]`
     pub(super) scales: &'a [f32],
+    /// `[stretches][rows]`
+    pub(super) offsets: &'a [i32],
     /// Depth of a stretch; the last one may end earlier.
     pub(super) depth: usize,
     /// Where rows lie one after the other: values from a row's stretch to its next.
@@ -126,6 +128,7 @@ pub(crate) fn run<K: Kind>(
             out_row_stride: out.row_stride,
             out_panel_stride: out.panel_stride,
             scales: stretches.map_or(std::ptr::null(), |s| s.scales[row..].as_ptr()),
+            offsets: stretches.map_or(std::ptr::null(), |s| s.offsets[row..].as_ptr()),
             scale_stride: rows,
             fresh: call.fresh,
             ahead: if alone {
@@ -179,6 +182,7 @@ pub(super) fn run_interleaved<K: Kind>(
             out_row_stride: out.row_stride,
             out_panel_stride: out.panel_stride,
             scales: stretches.map_or(std::ptr::null(), |s| s.scales[row..].as_ptr()),
+            offsets: stretches.map_or(std::ptr::null(), |s| s.offsets[row..].as_ptr()),
             scale_stride: rows,
             fresh,
             ahead: match tiles {
@@ -200,7 +204,7 @@ impl Stretches<'_> {
         let stretch = self.depth / K::STEP;
         assert!(stretch > 0 && self.depth.is_multiple_of(K::STEP));
         let later = steps.saturating_sub(1) / stretch;
-        assert!(self.scales.len() >= (later + 1) * rows);
+        assert!(self.scales.len().min(self.offsets.len()) >= (later + 1) * rows);
         (stretch, later)
     }
 }
@@ -219,6 +223,7 @@ struct Corner<K: Kind> {
     out_panel_stride: usize,
     /// Of the tile's rows in the first stretch, where sums are integers; those of the next lie `scale_stride` further on.
     scales: *const f32,
+    offsets: *const i32,
     scale_stride: usize,
     fresh: bool,
     /// A step fetches from the first two, where two steps share a line by turns from those and the others.
@@ -300,7 +305,8 @@ impl<K: Kind> Corner<K> {
                     }
                 }
             }
-            let (mut a, mut scales, mut done) = (self.a, self.scales, 0);
+            let (mut a, mut done) = (self.a, 0);
+            let (mut scales, mut offsets) = (self.scales, self.offsets);
             let (b, ahead) = (self.b, self.ahead);
             // From a row to the next, and from a word of a row to its next, in values.
             let (row, word) = match TOGETHER {
@@ -343,6 +349,12 @@ impl<K: Kind> Corner<K> {
             loop {
                 let end = (done + self.stretch).min(self.steps);
                 let mut step = done;
+                if K::SCALED {
+                    for r in 0..R {
+                        let offset = _mm512_castsi512_ps(_mm512_set1_epi32(*offsets.add(r)));
+                        c[r] = [offset; P];
+                    }
+                }
                 if TOGETHER {
                     // All steps of a panel's cache line, so that it is asked for once.
                     while step + K::STEPS_PER_LINE <= end {
@@ -385,14 +397,14 @@ impl<K: Kind> Corner<K> {
                                 false => _mm512_loadu_ps(at(r, p)),
                             };
                             let exact = _mm512_cvtepi32_ps(_mm512_castps_si512(c[r][p]));
-                            // Two roundings, as in the other kernels.
-                            let scaled = _mm512_mul_ps(_mm512_set1_ps(*scales.add(r)), exact);
-                            _mm512_storeu_ps(at(r, p), _mm512_add_ps(old, scaled));
-                            c[r][p] = _mm512_setzero_ps();
+                            // One rounding, as in the other kernels.
+                            let scale = _mm512_set1_ps(*scales.add(r));
+                            _mm512_storeu_ps(at(r, p), _mm512_fmadd_ps(scale, exact, old));
                         }
                     }
                     a = a.wrapping_add(self.jump);
                     scales = scales.wrapping_add(self.scale_stride);
+                    offsets = offsets.wrapping_add(self.scale_stride);
                 }
                 done = end;
                 if done == self.steps {
@@ -482,7 +494,7 @@ unsafe fn interleave_words(x: *const i32, stride: usize, rows: usize, words: usi
 /// 32 bits.
 pub(crate) trait Word: bytemuck::Pod {}
 impl Word for f32 {}
-impl Word for [i16; 2] {}
+impl Word for [i8; 4] {}
 impl Word for [u16; 2] {}
 
 /// `out = bf16(x)`, to the nearest, of two the even one.

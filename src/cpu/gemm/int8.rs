@@ -1,26 +1,35 @@
 //! Products with int8 weights, in integers.
 //!
-//! In: rows of f32 activations and panels `[K / 2][16][2]` of int8. Out: the 16 sums of each row and panel, without the weights' scales.
+//! In: rows of f32 activations and panels of int8, `[K / 2][16][2]`, or `[K / 4][16][4]` with 128 added. Out: the 16 sums of each row and panel, without the
+//! weights' scales.
 //!
-//! Each row is rounded to 16-bit integers that share one scale per [`SEGMENT`] of its depth. A segment's sums are exact whatever their
+//! Each row is rounded to int8 too, with one scale per [`SEGMENT`] of its depth. A segment's sums are exact whatever their
 //! order; scaled, they are added in f32, segment by segment. Segments depend on the depth alone and scales on the row alone, so every
-//! kernel computes the same bytes. The rounding adds errors of at most 2⁻¹⁶ of a segment's largest value, where int8 weights have 2⁻⁸ of a
-//! channel's.
+//! kernel computes the same bytes. The rounding adds errors of at most 2⁻⁸ of a segment's largest value, as the weights' is of a
+//! channel's: a value that is far above the others blurs those of its segment alone.
 
+use super::panels::ADDED;
+#[cfg(target_arch = "x86_64")]
+use super::panels::FOURS_DEPTH;
 use super::{Accumulators, Input, Isa, Level, WIDTH};
 #[cfg(target_arch = "x86_64")]
 use super::{Call, Hardware, Target, amx, avx512, int8_amx, interleaved, kinds};
+use crate::cpu::buffer::Reused;
 use crate::cpu::isa::per_isa;
 
-/// Depth that shares one scale.
-pub(super) const SEGMENT: usize = 256;
+/// Depth that shares one scale. Longer ones make more values share a large one's steps; shorter ones spend more on scaling: a step in sixteen at this length
+/// where AVX-512 multiplies.
+pub(super) const SEGMENT: usize = 128;
 /// Largest size of a rounded activation.
-const LARGEST: i16 = i16::MAX;
+const LARGEST: i8 = i8::MAX;
 /// Added to a f32 below 2²² in size, leaves the nearest integer (of two, the even one) in the low bits of the sum.
 const TO_INTEGER: f32 = 12_582_912.0;
+/// Depth of a block where several tiles take turns at it: it stays in the first-level cache with its weights.
+#[cfg(target_arch = "x86_64")]
+const BLOCK_K: usize = 4 * SEGMENT;
 
 const _: () = assert!(
-    SEGMENT as i64 * LARGEST as i64 * 128 <= i32::MAX as i64,
+    2 * SEGMENT as i64 * LARGEST as i64 * 255 <= i32::MAX as i64,
     "the sums of a segment fit"
 );
 
@@ -31,31 +40,34 @@ pub(super) struct Rows {
     name: Option<(u64, usize)>,
     count: usize,
     depth: usize,
-    /// `[K / SEGMENT][rows][SEGMENT]`; past an odd depth comes one zero.
-    values: Vec<i16>,
+    /// Rows that a segment has room for: in tile registers, which hold anything past the last row, whole registers of them.
+    places: usize,
+    /// `[K / SEGMENT][places][SEGMENT]`; past the depth come zeros.
+    values: Reused<i8>,
     /// `[K / SEGMENT][rows]`
     scales: Vec<f32>,
+    /// What the sums with weights that have 128 added begin with, `[K / SEGMENT][rows]`.
+    offsets: Vec<i32>,
     /// A row whose taps are apart, put together.
     gathered: Vec<f32>,
-    /// `values` of each segment laid together, of a block that AVX-512 takes so.
+    /// `values` as AVX2 multiplies them.
+    wide: Vec<i16>,
+    /// `values` laid together, `[tiles][K / 4][rows of a tile][4]`, of a block that AVX-512 takes so.
     #[cfg(target_arch = "x86_64")]
-    together: Vec<[i16; 2]>,
-    /// `values` as bytes, where tile registers take them so.
-    #[cfg(target_arch = "x86_64")]
-    halves: int8_amx::Halves,
+    together: Vec<[i8; 4]>,
 }
 
 /// Rows of one segment, [`SEGMENT`] values apart, and their scales.
 #[derive(Clone, Copy)]
-pub(super) struct Stretch<'a> {
-    pub(super) values: &'a [i16],
+pub(super) struct Stretch<'a, T> {
+    pub(super) values: &'a [T],
     pub(super) scales: &'a [f32],
 }
 
 impl Rows {
     /// Bytes of a row of `depth` values.
     pub(super) fn row_bytes(depth: usize) -> usize {
-        depth.next_multiple_of(SEGMENT) * size_of::<i16>()
+        depth.next_multiple_of(SEGMENT)
     }
 
     /// Rounds `count` rows from `x.values[first]` on, unless the block called `name` is what is here already.
@@ -72,10 +84,16 @@ impl Rows {
         }
         self.name = None;
         self.count = count;
+        self.places = count;
+        #[cfg(target_arch = "x86_64")]
+        if isa.has_tiles() {
+            self.places = count.next_multiple_of(int8_amx::rows_per_tile(count));
+        }
         self.depth = x.taps * x.depth;
         let segments = self.depth.div_ceil(SEGMENT);
-        self.values.resize(segments * count * SEGMENT, 0);
+        self.values.grow(segments * self.places * SEGMENT);
         self.scales.resize(segments * count, 0.0);
+        self.offsets.resize(segments * count, 0);
         for row in 0..count {
             let start = first + row * x.row_stride;
             if x.taps == 1 {
@@ -90,11 +108,17 @@ impl Rows {
             self.round(isa, row, &gathered);
             self.gathered = gathered;
         }
-        #[cfg(target_arch = "x86_64")]
-        if isa.has_tiles() {
-            self.halves.load(isa, &self.values, count);
-        } else if self.lies_together(isa) {
-            self.lay_together(isa);
+        match isa.level() {
+            Level::Portable => {}
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => {
+                self.wide.resize(segments * count * SEGMENT, 0);
+                widen(isa, &self.values, &mut self.wide);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 if self.lies_together(isa) => self.lay_together(isa),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => {}
         }
         self.name = Some(name);
     }
@@ -102,29 +126,38 @@ impl Rows {
     /// Whether products take the rows laid together.
     #[cfg(target_arch = "x86_64")]
     fn lies_together(&self, isa: Isa) -> bool {
-        isa.level() == Level::Avx512 && self.count > interleaved::strided_rows(isa)
+        isa.level() == Level::Avx512
+            && !isa.has_tiles()
+            && self.count > interleaved::strided_rows(isa)
     }
 
     #[cfg(target_arch = "x86_64")]
     fn lay_together(&mut self, isa: Isa) {
-        const WORDS: usize = SEGMENT / 2;
-        let pairs = self.values.as_chunks::<2>().0;
-        self.together.resize(pairs.len(), [0; 2]);
-        if self.count == 0 {
-            return;
-        }
-        let segments = pairs.chunks_exact(self.count * WORDS);
-        for (x, out) in segments.zip(self.together.chunks_exact_mut(self.count * WORDS)) {
-            interleaved::lay(isa, (x, WORDS), (self.count, WORDS), out);
+        const WORDS: usize = SEGMENT / 4;
+        let segments = self.depth.div_ceil(SEGMENT);
+        let length = segments * WORDS;
+        self.together.resize(self.count * length, [0; 4]);
+        let per_tile = interleaved::rows_per_tile(self.count);
+        let words = self.values.as_chunks::<4>().0;
+        for first in (0..self.count).step_by(per_tile.max(1)) {
+            let rows = per_tile.min(self.count - first);
+            let tile = &mut self.together[first * length..][..rows * length];
+            for (segment, out) in tile.chunks_exact_mut(rows * WORDS).enumerate() {
+                let x = &words[(segment * self.places + first) * WORDS..];
+                avx512::interleave(isa, x, WORDS, rows, out);
+            }
         }
     }
 
     fn round(&mut self, isa: Isa, row: usize, x: &[f32]) {
         for (segment, x) in x.chunks(SEGMENT).enumerate() {
+            let place = segment * self.places + row;
+            let out = &mut self.values[place * SEGMENT..(place + 1) * SEGMENT];
+            let (scale, sum) = round(isa, x, &mut out[..x.len()]);
+            out[x.len()..].fill(0);
             let at = segment * self.count + row;
-            let out = &mut self.values[at * SEGMENT..(at + 1) * SEGMENT];
-            self.scales[at] = round(isa, x, &mut out[..x.len()]);
-            out[x.len()..x.len().next_multiple_of(2)].fill(0);
+            self.scales[at] = scale;
+            self.offsets[at] = -i32::from(ADDED) * sum;
         }
     }
 
@@ -132,16 +165,16 @@ impl Rows {
         self.count
     }
 
-    /// `count` rows from `row` on of a segment.
-    pub(super) fn stretch(&self, segment: usize, row: usize, count: usize) -> Stretch<'_> {
+    /// `count` rows from `row` on of a segment, as AVX2 multiplies them.
+    pub(super) fn stretch(&self, segment: usize, row: usize, count: usize) -> Stretch<'_, i16> {
         let first = segment * self.count + row;
         Stretch {
-            values: &self.values[first * SEGMENT..(first + count) * SEGMENT],
+            values: &self.wide[first * SEGMENT..(first + count) * SEGMENT],
             scales: &self.scales[first..first + count],
         }
     }
 
-    /// `acc [panel][rows] = rows · panel` for `count` panels of `size` weights.
+    /// `acc [panel][rows] = rows · panel` for `count` panels of `size` weights in pairs.
     pub(super) fn multiply(
         &self,
         isa: Isa,
@@ -159,36 +192,61 @@ impl Rows {
             return;
         }
         match isa.level() {
-            Level::Portable => self.multiply_portable(b, (count, size), acc),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => super::int8_avx2::run(isa, self, b, (count, size), acc),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 if self.lies_together(isa) => {
-                self.multiply_together(isa, b, (count, size), acc);
-            }
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => self.multiply_avx512(isa, b, (count, size), acc),
+            _ => self.multiply_portable(b, (count, size), acc),
         }
     }
 
-    /// The same for panels of fours, and of `part` the rows from a first one on.
+    /// The same of weights in fours, by AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn multiply_fours(
+        &self,
+        isa: Isa,
+        b: &[u8],
+        (count, size): (usize, usize),
+        acc: &mut Accumulators,
+    ) {
+        self.check_fours(size);
+        if size == 0 {
+            acc[..count].as_flattened_mut().fill([0.0; WIDTH]);
+        } else if self.lies_together(isa) {
+            self.multiply_together(isa, b, (count, size), acc);
+        } else {
+            self.multiply_strided(isa, b, (count, size), acc);
+        }
+    }
+
+    /// The same in tile registers, and of `part` the rows from a first one on.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn multiply_in_tiles(
         &self,
         kernel: (&mut Hardware, &mut amx::Ahead, Isa),
         part: (usize, usize),
-        (b, size): (&[i8], usize),
+        (b, size): (&[u8], usize),
         acc: &mut Accumulators,
     ) {
-        assert_eq!(
-            size,
-            self.depth.next_multiple_of(int8_amx::STEP) * WIDTH,
-            "gemm: a panel's depth"
-        );
+        self.check_fours(size);
         if size > 0 {
-            let rows = (&self.scales[..], part);
-            self.halves.multiply(kernel, rows, (b, size), acc);
+            self.rounded().multiply(kernel, part, (b, size), acc);
         }
+    }
+
+    /// The rows as tile registers take them.
+    #[cfg(target_arch = "x86_64")]
+    fn rounded(&self) -> int8_amx::Rounded<'_> {
+        int8_amx::Rounded {
+            values: &self.values,
+            scales: &self.scales,
+            offsets: &self.offsets,
+            rows: self.count,
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn check_fours(&self, size: usize) {
+        let depth = self.depth.next_multiple_of(FOURS_DEPTH);
+        assert_eq!(size, depth * WIDTH, "gemm: a panel's depth");
     }
 
     fn multiply_portable(&self, b: &[i8], (count, size): (usize, usize), acc: &mut Accumulators) {
@@ -196,17 +254,21 @@ impl Rows {
             let acc = &mut acc[..self.count];
             acc.fill([0.0; WIDTH]);
             for (segment, weights) in panel.chunks(SEGMENT * WIDTH).enumerate() {
-                portable(self.stretch(segment, 0, self.count), weights, acc);
+                let rows = Stretch {
+                    values: &self.values[segment * self.places * SEGMENT..],
+                    scales: &self.scales[segment * self.count..][..self.count],
+                };
+                portable(rows, weights, acc);
             }
         }
     }
 
-    /// The same for all panels and the whole depth at once.
+    /// All panels and the whole depth at once.
     #[cfg(target_arch = "x86_64")]
-    fn multiply_avx512(
+    fn multiply_strided(
         &self,
         isa: Isa,
-        b: &[i8],
+        b: &[u8],
         (count, size): (usize, usize),
         acc: &mut Accumulators,
     ) {
@@ -214,15 +276,16 @@ impl Rows {
             a: &self.values[..],
             row_stride: SEGMENT,
             rows: self.count,
-            depth: self.depth.next_multiple_of(2),
+            depth: size / WIDTH,
             panel_stride: size,
             panels: count,
             fresh: true,
         };
         let stretches = avx512::Stretches {
             scales: &self.scales,
+            offsets: &self.offsets,
             depth: SEGMENT,
-            apart: self.count * SEGMENT,
+            apart: self.places * SEGMENT,
         };
         let b = avx512::Side::strided(b, count, size, count * size);
         let out = Target::accumulators(acc);
@@ -234,17 +297,17 @@ impl Rows {
     fn multiply_together(
         &self,
         isa: Isa,
-        b: &[i8],
+        b: &[u8],
         (count, size): (usize, usize),
         acc: &mut Accumulators,
     ) {
         let per_tile = interleaved::rows_per_tile(self.count);
         let step = interleaved::panels_per_tile(isa, per_tile);
-        let depth = self.depth.next_multiple_of(2);
+        let depth = size / WIDTH;
         // One tile takes the whole depth at once; several take turns at what a stretch has of the panels.
         let block = match self.count {
             0..=interleaved::MOST_ROWS => depth,
-            _ => SEGMENT,
+            _ => BLOCK_K,
         };
         for panel in (0..count).step_by(step) {
             let panels = step.min(count - panel);
@@ -252,15 +315,16 @@ impl Rows {
                 let done = first / SEGMENT * self.count;
                 let depth = block.min(depth - first);
                 let x = interleaved::Interleaved {
-                    values: &self.together.as_flattened()[done * SEGMENT..],
+                    values: self.together.as_flattened(),
                     rows: self.count,
                     per_tile,
-                    row_length: depth.next_multiple_of(SEGMENT),
-                    first: 0,
+                    row_length: self.depth.next_multiple_of(SEGMENT),
+                    first,
                     depth,
                 };
                 let stretches = avx512::Stretches {
                     scales: &self.scales[done..],
+                    offsets: &self.offsets[done..],
                     depth: SEGMENT,
                     apart: 0,
                 };
@@ -279,26 +343,37 @@ impl Rows {
 }
 
 per_isa! {
-    /// `q = x / scale`, rounded; returns the scale. It is NaN where a value is not finite, so that the row's results are NaN too.
-    fn round<FMA>(x: &[f32], q: &mut [i16]) -> f32 {
+    /// `q = x / scale`, rounded; returns the scale and the sum of `q`. The scale is NaN where a value is not finite, so that the row's results are NaN too.
+    fn round<FMA>(x: &[f32], q: &mut [i8]) -> (f32, i32) {
         // Bits of floats without sign have the order of their sizes, and what is not finite comes last.
         let largest = x.iter().fold(0, |m, v| v.abs().to_bits().max(m));
         let largest = f32::from_bits(largest);
         if !largest.is_finite() {
             q.fill(0);
-            return f32::NAN;
+            return (f32::NAN, 0);
         }
         // The bound is for zeros and for values so small that the quotient is infinite.
         let inverse = (f32::from(LARGEST) / largest).min(f32::MAX);
+        let mut sum = 0;
         for (q, v) in q.iter_mut().zip(x) {
-            *q = (v * inverse + TO_INTEGER).to_bits() as i16;
+            let integer = (v * inverse + TO_INTEGER).to_bits() as i8;
+            *q = integer;
+            sum += i32::from(integer);
         }
-        1.0 / inverse
+        (1.0 / inverse, sum)
+    }
+}
+
+per_isa! {
+    fn widen<FMA>(x: &[i8], out: &mut [i16]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = i16::from(*x);
+        }
     }
 }
 
 /// The kernel without vector instructions: the definition of what the others compute.
-fn portable(x: Stretch<'_>, weights: &[i8], acc: &mut [[f32; WIDTH]]) {
+fn portable(x: Stretch<'_, i8>, weights: &[i8], acc: &mut [[f32; WIDTH]]) {
     let rows = x.values.chunks_exact(SEGMENT).zip(x.scales);
     for ((x, scale), acc) in rows.zip(acc) {
         let mut sums = [0i32; WIDTH];
@@ -310,7 +385,8 @@ fn portable(x: Stretch<'_>, weights: &[i8], acc: &mut [[f32; WIDTH]]) {
             }
         }
         for (acc, sum) in acc.iter_mut().zip(sums) {
-            *acc += scale * sum as f32;
+            // One rounding, as where that is one instruction.
+            *acc = scale.mul_add(sum as f32, *acc);
         }
     }
 }
@@ -347,11 +423,12 @@ mod tests {
 
     /// A panel of pairs as one of fours.
     #[cfg(target_arch = "x86_64")]
-    fn fours(pairs: &[i8], depth: usize) -> Vec<i8> {
-        let mut fours = vec![0; depth.next_multiple_of(int8_amx::STEP) * WIDTH];
+    fn fours(pairs: &[i8], depth: usize) -> Vec<u8> {
+        let mut fours = vec![ADDED; depth.next_multiple_of(FOURS_DEPTH) * WIDTH];
         for (k, column) in (0..depth).flat_map(|k| (0..WIDTH).map(move |c| (k, c))) {
             let from = 2 * (k / 2 * WIDTH + column) + k % 2;
-            fours[4 * (k / 4 * WIDTH + column) + k % 4] = pairs[from];
+            let w = pairs[from] as u8;
+            fours[4 * (k / 4 * WIDTH + column) + k % 4] = w.wrapping_add(ADDED);
         }
         fours
     }
@@ -359,35 +436,53 @@ mod tests {
     /// Sums of all rows with each of some panels.
     fn multiplied(isa: Isa, rows: &Rows, panels: &[&[i8]]) -> Vec<Vec<[f32; WIDTH]>> {
         let mut acc = Box::new([[[f32::NAN; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
-        let shape = (panels.len(), panels[0].len());
+        let count = panels.len();
         #[cfg(target_arch = "x86_64")]
-        if let Some(mut tiles) = isa.tiles() {
-            let size = rows.depth.next_multiple_of(int8_amx::STEP) * WIDTH;
+        if isa.level() == Level::Avx512 {
             let panels: Vec<_> = panels.iter().map(|p| fours(p, rows.depth)).collect();
-            if size == 0 {
-                acc.as_flattened_mut().as_flattened_mut().fill(0.0);
+            let (panels, size) = (panels.concat(), panels[0].len());
+            match isa.tiles() {
+                None => rows.multiply_fours(isa, &panels, (count, size), &mut acc),
+                Some(mut tiles) => in_parts(rows, &mut tiles, isa, (&panels, size), &mut acc),
             }
-            let panels = panels.concat();
-            for first in (0..rows.count).step_by(32) {
-                let part = (first, 32.min(rows.count - first));
-                let mut sums = Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
-                let kernel = (&mut tiles, &mut amx::Ahead::Nothing, isa);
-                rows.multiply_in_tiles(kernel, part, (&panels, size), &mut sums);
-                for (acc, sums) in acc.iter_mut().zip(&*sums) {
-                    acc[first..first + part.1].copy_from_slice(&sums[..part.1]);
-                }
+            return sums_of(&acc, count, rows.count);
+        }
+        let shape = (count, panels[0].len());
+        rows.multiply(isa, &panels.concat(), shape, &mut acc);
+        sums_of(&acc, count, rows.count)
+    }
+
+    fn sums_of(acc: &Accumulators, panels: usize, rows: usize) -> Vec<Vec<[f32; WIDTH]>> {
+        let sums = acc[..panels].iter();
+        sums.map(|acc| acc[..rows].to_vec()).collect()
+    }
+
+    /// The same in tile registers, as many rows at once as they take.
+    #[cfg(target_arch = "x86_64")]
+    fn in_parts(
+        rows: &Rows,
+        tiles: &mut Hardware,
+        isa: Isa,
+        (panels, size): (&[u8], usize),
+        acc: &mut Accumulators,
+    ) {
+        if size == 0 {
+            acc.as_flattened_mut().as_flattened_mut().fill(0.0);
+        }
+        for first in (0..rows.count).step_by(32) {
+            let part = (first, 32.min(rows.count - first));
+            let mut sums = Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
+            let kernel = (&mut *tiles, &mut amx::Ahead::Nothing, isa);
+            rows.multiply_in_tiles(kernel, part, (panels, size), &mut sums);
+            for (acc, sums) in acc.iter_mut().zip(&*sums) {
+                acc[first..first + part.1].copy_from_slice(&sums[..part.1]);
             }
         }
-        if !isa.has_tiles() {
-            rows.multiply(isa, &panels.concat(), shape, &mut acc);
-        }
-        let sums = acc[..panels.len()].iter();
-        sums.map(|acc| acc[..rows.count].to_vec()).collect()
     }
 
     #[test]
     fn kernels_agree_to_the_bit() {
-        for depth in [0, 1, 2, 7, 255, 256, 257, 1000] {
+        for depth in [0, 1, 2, 7, 127, 128, 129, 255, 1000] {
             for count in [1, 2, 3, 4, 5, 6, 7, 11, 16, 31, 96] {
                 let (x, panel) = (wave(count * depth, 0.37), panel(depth));
                 let other: Vec<i8> = panel.iter().rev().copied().collect();
@@ -443,7 +538,7 @@ mod tests {
         let isa = Isa::detect();
         let apart = loaded(isa, &apart, count);
         let together = loaded(isa, &plain(&together, taps * depth), count);
-        assert_eq!(apart.values, together.values);
+        assert_eq!(apart.values[..], together.values[..]);
         assert_eq!(apart.scales, together.scales);
     }
 
@@ -452,7 +547,8 @@ mod tests {
         for magnitude in [1e-44, 1e-38, 1e-30, 1.0, 1e30, 3e38] {
             let x: Vec<f32> = wave(SEGMENT, 0.7).iter().map(|v| v * magnitude).collect();
             let mut q = [0; SEGMENT];
-            let scale = round(Isa::detect(), &x, &mut q);
+            let (scale, sum) = round(Isa::detect(), &x, &mut q);
+            assert_eq!(sum, q.iter().map(|&q| i32::from(q)).sum::<i32>());
             for (q, &x) in q.iter().zip(&x) {
                 let error = (f64::from(*q) * f64::from(scale) - f64::from(x)).abs();
                 // Half a step, and what the scale itself is rounded by.
@@ -461,7 +557,11 @@ mod tests {
             }
         }
         let mut q = [7; 3];
-        assert!(round(Isa::detect(), &[0.0, -0.0, 0.0], &mut q).is_finite());
+        assert!(
+            round(Isa::detect(), &[0.0, -0.0, 0.0], &mut q)
+                .0
+                .is_finite()
+        );
         assert_eq!(q, [0; 3]);
     }
 

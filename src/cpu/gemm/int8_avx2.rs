@@ -75,7 +75,7 @@ struct Weights<'a> {
 /// `acc [panel][row..] += x · weights` for `R` rows and `P` panels: two multiply-adds of 16-bit pairs for eight columns each.
 #[target_feature(enable = "avx2,fma")]
 fn tile<const R: usize, const P: usize>(
-    x: Stretch<'_>,
+    x: Stretch<'_, i16>,
     weights: Weights<'_>,
     acc: &mut [[[f32; WIDTH]; super::BLOCK_ROWS]],
     row: usize,
@@ -118,11 +118,11 @@ fn tile<const R: usize, const P: usize>(
         for (r, (sums, acc)) in sums.iter().zip(&mut acc[row..]).enumerate() {
             let scale = _mm256_set1_ps(x.scales[r]);
             for (sums, acc) in sums.iter().zip(acc.as_chunks_mut::<8>().0) {
-                let scaled = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(*sums));
+                let exact = _mm256_cvtepi32_ps(*sums);
                 // SAFETY: eight values lie at `acc`.
                 unsafe {
                     let old = _mm256_loadu_ps(acc.as_ptr());
-                    _mm256_storeu_ps(acc.as_mut_ptr(), _mm256_add_ps(old, scaled));
+                    _mm256_storeu_ps(acc.as_mut_ptr(), _mm256_fmadd_ps(scale, exact, old));
                 }
             }
         }

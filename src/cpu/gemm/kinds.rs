@@ -1,4 +1,4 @@
-//! What AVX-512 multiplies: f32, pairs of bf16, widened or not, or pairs of integers.
+//! What AVX-512 multiplies: f32, pairs of bf16, widened or not, or fours of integers.
 
 use std::arch::x86_64::*;
 
@@ -17,7 +17,7 @@ pub(crate) trait Kind {
     const WORD: usize = 4 / size_of::<Self::X>();
     /// Words of a step.
     const WORDS: usize = Self::STEP / Self::WORD;
-    /// Whether sums are integers, which a scale makes floats.
+    /// Whether sums are integers, which begin with an offset and which a scale makes floats.
     const SCALED: bool = false;
     /// Steps that share a cache line of a panel.
     const STEPS_PER_LINE: usize = 64 / (Self::STEP * WIDTH * size_of::<Self::W>());
@@ -148,44 +148,44 @@ impl Kind for Widened {
     }
 }
 
-/// Pairs of 16-bit integers by int8.
+/// Fours of int8 with sign by fours of bytes without.
 pub(super) struct Integer;
 
 impl Kind for Integer {
-    type X = i16;
-    type W = i8;
+    type X = i8;
+    type W = u8;
     type Columns = __m512i;
-    const STEP: usize = 2;
+    const STEP: usize = 4;
     const SCALED: bool = true;
 
     #[inline(always)]
-    unsafe fn load(p: *const i8) -> __m512i {
+    unsafe fn load(p: *const u8) -> __m512i {
         // SAFETY: by the caller's promise.
-        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast())) }
+        unsafe { _mm512_loadu_si512(p.cast()) }
     }
 
     #[inline(always)]
-    unsafe fn add(sums: __m512, x: *const i16, w: __m512i, _: usize) -> __m512 {
+    unsafe fn add(sums: __m512, x: *const i8, w: __m512i, _: usize) -> __m512 {
         // SAFETY: by the caller's promise.
         unsafe {
             let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
-            _mm512_castsi512_ps(_mm512_dpwssd_epi32(_mm512_castps_si512(sums), x, w))
+            _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(sums), w, x))
         }
     }
 
-    /// In assembly: where sums meet two products in a row, the compiler takes one of them apart into a product and a sum.
+    /// In assembly, as pairs of bf16 are.
     #[inline]
     #[target_feature(enable = "avx512f,avx512vnni")]
     unsafe fn add_behind<const OFFSET: usize>(
         mut sums: __m512,
-        x: *const i16,
+        x: *const i8,
         w: __m512i,
         _: usize,
     ) -> __m512 {
         // SAFETY: by the caller's promise.
         unsafe {
             std::arch::asm!(
-                "vpdpwssd {sums}, {w}, dword ptr [{x} + {offset}]{{1to16}}",
+                "vpdpbusd {sums}, {w}, dword ptr [{x} + {offset}]{{1to16}}",
                 sums = inout(zmm_reg) sums,
                 w = in(zmm_reg) w,
                 x = in(reg) x,

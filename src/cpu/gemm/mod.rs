@@ -302,8 +302,8 @@ impl Job<'_> {
                         self.x.depth.is_multiple_of(2) && self.x.row_stride.is_multiple_of(2);
                     self.x.taps == 1 && even && rows <= interleaved::MOST_ROWS
                 }
-                Values::Bf16(_) | Values::Split(_) | Values::Fours(_) => false,
-                Values::I8(_) => true,
+                Values::Bf16(_) | Values::Split(_) | Values::I8(_) => false,
+                Values::Fours(_) => true,
             }
     }
 
@@ -341,7 +341,7 @@ impl Job<'_> {
     /// Bytes that a row adds to a block.
     fn row_bytes(&self, isa: Isa) -> usize {
         match self.w.panels.values() {
-            Values::I8(_) => int8::Rows::row_bytes(self.w.panels.k),
+            Values::I8(_) => int8::Rows::row_bytes(self.w.panels.k) * size_of::<i16>(),
             #[cfg(target_arch = "x86_64")]
             Values::Fours(_) => int8::Rows::row_bytes(self.w.panels.k),
             #[cfg(target_arch = "x86_64")]
@@ -365,7 +365,7 @@ impl Job<'_> {
         let acc = &mut workspace.acc.0;
         let input = span.input + offset * self.x.row_stride;
         let name = (self.number, index);
-        if let Values::I8(_) = self.w.panels.values() {
+        if self.w.panels.is_int8() {
             let (rounded, x) = (&mut workspace.rounded, &self.x);
             rounded.load(isa, name, x, input, span.rows);
         }
@@ -419,13 +419,19 @@ impl Job<'_> {
                     self.accumulate_pairs(isa, b, (x, span.rows), range, acc);
                 }
                 #[cfg(target_arch = "x86_64")]
-                Values::Split(_) | Values::Fours(_) => {
+                Values::Split(_) => {
                     unreachable!("weights packed for tile registers. This is a bug.")
                 }
                 Values::I8(b) => {
                     let size = self.w.panels.panel_values();
                     let b = &b[panel * size..];
                     workspace.rounded.multiply(isa, b, (count, size), acc);
+                }
+                #[cfg(target_arch = "x86_64")]
+                Values::Fours(b) => {
+                    let size = self.w.panels.panel_values();
+                    let b = &b[panel * size..];
+                    workspace.rounded.multiply_fours(isa, b, (count, size), acc);
                 }
             }
             let row = span.out + offset * self.row_step;

@@ -1,12 +1,10 @@
 //! Packed weights: panels of 16 output channels, `[M / 16][K][16]` in f32 or bf16, `[M / 16][K / 2][16][2]` in int8 or pairs of bf16,
-//! `[M / 16][K / 4][16][4]` in int8 for tile registers.
+//! `[M / 16][K / 4][16][4]` in int8 where AVX-512 or tile registers multiply them.
 //!
 //! One step of the inner loop reads one row of a panel, so a panel is read from front to back once, whatever the number of input rows.
 
 use half::bf16;
 
-#[cfg(target_arch = "x86_64")]
-use super::int8_amx;
 use crate::backend::Result;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::isa::Level;
@@ -17,6 +15,11 @@ use crate::cpu::{Isa, WeightPrecision, out_of_memory};
 pub(crate) const WIDTH: usize = 16;
 /// Largest int8 magnitude in use: symmetric, so that −128 never occurs.
 const INT8_MAX: f32 = 127.0;
+/// What is added to a weight of `Stored::Int8Fours`.
+pub(super) const ADDED: u8 = 128;
+/// The depth of fours is a multiple of this: a step of tile registers.
+#[cfg(target_arch = "x86_64")]
+pub(super) const FOURS_DEPTH: usize = 64;
 
 /// Values of all panels.
 ///
@@ -32,9 +35,9 @@ pub(crate) enum Values<'a> {
     #[cfg(target_arch = "x86_64")]
     Split(&'a [u16]),
     I8(&'a [i8]),
-    /// Fours of int8, for tile registers.
+    /// Fours of int8, each with 128 added.
     #[cfg(target_arch = "x86_64")]
-    Fours(&'a [i8]),
+    Fours(&'a [u8]),
 }
 
 /// How weights are kept.
@@ -50,7 +53,7 @@ pub(crate) enum Stored {
     #[cfg(target_arch = "x86_64")]
     Bf16Split,
     Int8,
-    /// Four rows together, of a depth rounded up to whole steps of tile registers.
+    /// Four rows together and 128 added, so that bytes are without sign, as AVX-512 multiplies them by bytes with one; of a depth rounded up to [`FOURS_DEPTH`].
     #[cfg(target_arch = "x86_64")]
     Int8Fours,
 }
@@ -69,7 +72,7 @@ impl Stored {
             }
             WeightPrecision::Bf16 => Self::Bf16,
             #[cfg(target_arch = "x86_64")]
-            WeightPrecision::Int8 if isa.has_tiles() => Self::Int8Fours,
+            WeightPrecision::Int8 if isa.level() == Level::Avx512 => Self::Int8Fours,
             WeightPrecision::Int8 => Self::Int8,
         }
     }
@@ -127,7 +130,7 @@ impl Stored {
             Self::Bf16Pairs | Self::Bf16Split => k.next_multiple_of(2),
             Self::Int8 => k.next_multiple_of(2),
             #[cfg(target_arch = "x86_64")]
-            Self::Int8Fours => k.next_multiple_of(int8_amx::STEP),
+            Self::Int8Fours => k.next_multiple_of(FOURS_DEPTH),
         }
     }
 }
@@ -169,6 +172,10 @@ impl Panels {
             k,
             count,
         };
+        #[cfg(target_arch = "x86_64")]
+        if stored == Stored::Int8Fours {
+            bytemuck::cast_slice_mut::<_, u8>(&mut panels.lines).fill(ADDED);
+        }
         let mut row = vec![0.0; k];
         for channel in 0..count * WIDTH {
             if let Some(kind) = fill(channel, &mut row) {
@@ -218,14 +225,20 @@ impl Panels {
                     values[place + low] = bf16::from_f32(v - high.to_f32()).to_bits();
                 }
             }
-            Stored::Int8 => self.store_int8(channel, row, kind, 2),
+            Stored::Int8 => self.store_int8(channel, row, kind, (2, 0)),
             #[cfg(target_arch = "x86_64")]
-            Stored::Int8Fours => self.store_int8(channel, row, kind, 4),
+            Stored::Int8Fours => self.store_int8(channel, row, kind, (4, ADDED)),
         }
     }
 
-    /// The same as int8, `together` rows of a panel side by side.
-    fn store_int8(&mut self, channel: usize, row: &mut [f32], kind: Row, together: usize) {
+    /// The same as int8, `together` rows of a panel side by side, plus `added`.
+    fn store_int8(
+        &mut self,
+        channel: usize,
+        row: &mut [f32],
+        kind: Row,
+        (together, added): (usize, u8),
+    ) {
         let first = channel / WIDTH * self.panel_values();
         let scale = match kind {
             Row::Quantised(scale) => scale,
@@ -238,16 +251,21 @@ impl Panels {
             }
         };
         self.scale[channel] = scale;
-        let values: &mut [i8] = bytemuck::cast_slice_mut(&mut self.lines);
+        let values: &mut [u8] = bytemuck::cast_slice_mut(&mut self.lines);
         for (k, &v) in row.iter().enumerate() {
             let line = (k / together * WIDTH + channel % WIDTH) * together;
-            values[first + line + k % together] = v as i8;
+            values[first + line + k % together] = (v as i8 as u8).wrapping_add(added);
         }
     }
 
     /// Values of a panel, with what pads it.
     pub(super) fn panel_values(&self) -> usize {
         self.stored.depth(self.k) * WIDTH
+    }
+
+    /// Whether products round their input to int8 too.
+    pub(super) fn is_int8(&self) -> bool {
+        self.stored.is_scaled()
     }
 
     /// Bytes of a panel.

@@ -69,11 +69,8 @@ pub(crate) trait Tiles {
     /// `C += A B` of pairs of bf16 (`tdpbf16ps`).
     fn dot<const C: usize, const A: usize, const B: usize>(&mut self);
 
-    /// `C += A B` of fours of signed bytes (`tdpbssd`), in integers.
-    fn dot_signed<const C: usize, const A: usize, const B: usize>(&mut self);
-
-    /// The same of unsigned bytes by signed ones (`tdpbusd`).
-    fn dot_unsigned<const C: usize, const A: usize, const B: usize>(&mut self);
+    /// `C += A B` of fours of bytes, those of A with sign, those of B without (`tdpbsud`), in integers.
+    fn dot_bytes<const C: usize, const A: usize, const B: usize>(&mut self);
 }
 
 /// The registers of this CPU, of which a thread has one at a time. Shapes are set only where they change, which takes as long as ten products; dropped, it
@@ -166,19 +163,10 @@ impl Tiles for Hardware {
     }
 
     #[inline(always)]
-    fn dot_signed<const C: usize, const A: usize, const B: usize>(&mut self) {
+    fn dot_bytes<const C: usize, const A: usize, const B: usize>(&mut self) {
         // SAFETY: registers alone.
         unsafe {
-            asm!("tdpbssd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
-                options(nostack, nomem, preserves_flags));
-        }
-    }
-
-    #[inline(always)]
-    fn dot_unsigned<const C: usize, const A: usize, const B: usize>(&mut self) {
-        // SAFETY: registers alone.
-        unsafe {
-            asm!("tdpbusd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
+            asm!("tdpbsud tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
                 options(nostack, nomem, preserves_flags));
         }
     }
@@ -216,28 +204,6 @@ impl Model {
         let fitting = (rows, bytes / 4) == (inputs, words);
         assert!(fitting, "shapes that do not fit fault");
         (rows, words)
-    }
-
-    /// `C += A B` of bytes, those of A as `input` reads them.
-    fn dot_bytes<const C: usize, const A: usize, const B: usize>(
-        &mut self,
-        input: impl Fn(u8) -> i32,
-    ) {
-        let (rows, words) = self.product_shape(C, A, B);
-        for row in 0..rows {
-            for lane in 0..LANES {
-                let mut sum: i32 = (0..4 * words)
-                    .map(|k| {
-                        let w = self.registers[B][k / 4][4 * lane + k % 4] as i8;
-                        input(self.registers[A][row][k]) * i32::from(w)
-                    })
-                    .sum();
-                let place = &mut self.registers[C][row][4 * lane..][..4];
-                sum =
-                    sum.wrapping_add(i32::from_le_bytes([place[0], place[1], place[2], place[3]]));
-                place.copy_from_slice(&sum.to_le_bytes());
-            }
-        }
     }
 
     /// Word `lane` of a row, as two bf16 widened to f32, subnormal ones as zero.
@@ -311,12 +277,22 @@ impl Tiles for Model {
         }
     }
 
-    fn dot_signed<const C: usize, const A: usize, const B: usize>(&mut self) {
-        self.dot_bytes::<C, A, B>(|byte| i32::from(byte as i8));
-    }
-
-    fn dot_unsigned<const C: usize, const A: usize, const B: usize>(&mut self) {
-        self.dot_bytes::<C, A, B>(i32::from);
+    fn dot_bytes<const C: usize, const A: usize, const B: usize>(&mut self) {
+        let (rows, words) = self.product_shape(C, A, B);
+        for row in 0..rows {
+            for lane in 0..LANES {
+                let mut sum: i32 = (0..4 * words)
+                    .map(|k| {
+                        let x = self.registers[A][row][k] as i8;
+                        i32::from(x) * i32::from(self.registers[B][k / 4][4 * lane + k % 4])
+                    })
+                    .sum();
+                let place = &mut self.registers[C][row][4 * lane..][..4];
+                sum =
+                    sum.wrapping_add(i32::from_le_bytes([place[0], place[1], place[2], place[3]]));
+                place.copy_from_slice(&sum.to_le_bytes());
+            }
+        }
     }
 }
 
