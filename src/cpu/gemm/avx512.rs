@@ -49,10 +49,11 @@ impl<'a, W> Side<'a, W> {
         }
     }
 
-    /// What the only tile of a call fetches: its own panels, so many weights ahead.
-    fn near(&self, distance: usize) -> [*const W; MAX_PANELS] {
+    /// What the only tile of a call fetches: its own panels, from `panel` on, so many weights ahead.
+    fn near(&self, panel: usize, distance: usize) -> [*const W; MAX_PANELS] {
+        let own = |p: usize| self.panels[(panel + p).min(MAX_PANELS - 1)].as_ptr();
         match self.connected {
-            true => (self.panels).map(|b| b.as_ptr().wrapping_add(distance)),
+            true => std::array::from_fn(|p| own(p).wrapping_add(distance)),
             false => self.next,
         }
     }
@@ -132,7 +133,7 @@ pub(crate) fn run<K: Kind>(
             scale_stride: rows,
             fresh: call.fresh,
             ahead: if alone {
-                b.near(NEAR)
+                b.near(0, NEAR)
             } else {
                 b.ahead(i, calls)
             },
@@ -145,7 +146,7 @@ pub(crate) fn run<K: Kind>(
     }
 }
 
-/// The same of rows that lie together, by at most [`panels_per_tile`] panels.
+/// The same of rows that lie together; of more than one tile of them by at most [`panels_per_tile`] panels.
 pub(super) fn run_interleaved<K: Kind>(
     isa: Isa,
     x: Interleaved<'_, K::X>,
@@ -156,7 +157,9 @@ pub(super) fn run_interleaved<K: Kind>(
     let steps = x.depth / K::STEP;
     let (rows, tiles) = (x.rows, x.rows.div_ceil(x.per_tile));
     assert!(x.depth.is_multiple_of(K::STEP) && x.first.is_multiple_of(K::WORD));
-    assert!((1..=panels_per_tile(isa, x.per_tile)).contains(&panels) && rows > 0);
+    let at_once = panels_per_tile(isa, x.per_tile).min(panels);
+    assert!((1..=MAX_PANELS).contains(&panels) && rows > 0);
+    assert!(tiles == 1 || panels == at_once);
     assert!(x.first + x.depth <= x.row_length && x.values.len() >= rows * x.row_length);
     assert!(
         b.panels
@@ -168,17 +171,18 @@ pub(super) fn run_interleaved<K: Kind>(
     assert_eq!(K::SCALED, stretches.is_some(), "gemm: scales of integers");
     let (stretch, _) = stretches.map_or((steps, 0), |s| s.steps::<K>(rows, steps));
     let far = isa.reads_panels_in_turn() && rows > STRIDED_ROWS;
-    for i in 0..tiles {
+    let tiles_of = (0..panels).step_by(at_once);
+    for (panel, i) in tiles_of.flat_map(|panel| (0..tiles).map(move |i| (panel, i))) {
         let row = i * x.per_tile;
         let count = x.per_tile.min(rows - row);
         let corner = Corner::<K> {
             a: x.values[row * x.row_length + count * x.first..].as_ptr(),
             row_stride: 0,
-            b: b.panels.map(|b| b.as_ptr()),
+            b: std::array::from_fn(|p| b.panels[(panel + p).min(panels - 1)].as_ptr()),
             steps,
             stretch,
             jump: 0,
-            out: out.values[row * out.row_stride..].as_mut_ptr(),
+            out: out.values[row * out.row_stride + panel * out.panel_stride..].as_mut_ptr(),
             out_row_stride: out.row_stride,
             out_panel_stride: out.panel_stride,
             scales: stretches.map_or(std::ptr::null(), |s| s.scales[row..].as_ptr()),
@@ -186,15 +190,15 @@ pub(super) fn run_interleaved<K: Kind>(
             scale_stride: rows,
             fresh,
             ahead: match tiles {
-                1 if far => b.near(FARTHER_BYTES / size_of::<K::W>()),
-                1 => b.near(FAR_BYTES / size_of::<K::W>()),
+                1 if far => b.near(panel, FARTHER_BYTES / size_of::<K::W>()),
+                1 => b.near(panel, FAR_BYTES / size_of::<K::W>()),
                 _ => b.turn(i),
             },
             all_ahead: false,
             far,
         };
         // SAFETY: as above.
-        unsafe { corner.run_interleaved(count, panels) }
+        unsafe { corner.run_interleaved(count, at_once.min(panels - panel)) }
     }
 }
 

@@ -13,7 +13,7 @@ use super::panels::ADDED;
 use super::panels::FOURS_DEPTH;
 use super::{Accumulators, Input, Isa, Level, WIDTH};
 #[cfg(target_arch = "x86_64")]
-use super::{Call, Hardware, Target, amx, avx512, int8_amx, interleaved, kinds};
+use super::{Call, Hardware, MAX_PANELS, Target, amx, avx512, int8_amx, interleaved, kinds};
 use crate::cpu::buffer::Reused;
 use crate::cpu::isa::per_isa;
 
@@ -131,8 +131,12 @@ impl Rows {
             && self.count > interleaved::strided_rows(isa)
     }
 
+    /// A row by itself lies as it does anyway.
     #[cfg(target_arch = "x86_64")]
     fn lay_together(&mut self, isa: Isa) {
+        if self.count == 1 {
+            return;
+        }
         const WORDS: usize = SEGMENT / 4;
         let segments = self.depth.div_ceil(SEGMENT);
         let length = segments * WORDS;
@@ -302,12 +306,11 @@ impl Rows {
         acc: &mut Accumulators,
     ) {
         let per_tile = interleaved::rows_per_tile(self.count);
-        let step = interleaved::panels_per_tile(isa, per_tile);
         let depth = size / WIDTH;
-        // One tile takes the whole depth at once; several take turns at what a stretch has of the panels.
-        let block = match self.count {
-            0..=interleaved::MOST_ROWS => depth,
-            _ => BLOCK_K,
+        // One tile takes the whole depth of all panels at once; several take turns at what a stretch has of some.
+        let (block, step) = match self.count {
+            0..=interleaved::MOST_ROWS => (depth, MAX_PANELS),
+            _ => (BLOCK_K, interleaved::panels_per_tile(isa, per_tile)),
         };
         for panel in (0..count).step_by(step) {
             let panels = step.min(count - panel);
@@ -315,7 +318,10 @@ impl Rows {
                 let done = first / SEGMENT * self.count;
                 let depth = block.min(depth - first);
                 let x = interleaved::Interleaved {
-                    values: self.together.as_flattened(),
+                    values: match self.count {
+                        1 => &self.values,
+                        _ => self.together.as_flattened(),
+                    },
                     rows: self.count,
                     per_tile,
                     row_length: self.depth.next_multiple_of(SEGMENT),
