@@ -14,6 +14,9 @@ pub struct Isa {
     pairs: bool,
     /// Whether tile registers multiply these, and int8.
     tiles: bool,
+    /// Whether few rows are multiplied by one panel of weights after the other.
+    #[cfg(target_arch = "x86_64")]
+    in_turn: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +38,8 @@ impl Isa {
             level,
             pairs: false,
             tiles: false,
+            #[cfg(target_arch = "x86_64")]
+            in_turn: false,
         }
     }
 
@@ -43,7 +48,7 @@ impl Isa {
         Self::available()[0]
     }
 
-    /// All sets that this CPU has, the best first.
+    /// All sets that this CPU has, the best first. What another vendor's CPUs are better at is among them, so that tests run it.
     pub fn available() -> Vec<Self> {
         let mut all = vec![Self::PORTABLE];
         #[cfg(target_arch = "x86_64")]
@@ -56,7 +61,10 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vnni")
                 && is_x86_feature_detected!("avx512bf16")
             {
-                let without = Self::without_pairs(Level::Avx512);
+                let without = Self {
+                    in_turn: !made_by_intel(),
+                    ..Self::without_pairs(Level::Avx512)
+                };
                 let pairs = Self {
                     pairs: true,
                     ..without
@@ -65,6 +73,11 @@ impl Isa {
                     true => [without, pairs],
                     false => [pairs, without],
                 };
+                let other_vendors = Self {
+                    in_turn: made_by_intel(),
+                    ..pairs
+                };
+                all.insert(0, other_vendors);
                 all.splice(0..0, best_first);
                 if Hardware::detect().is_some() {
                     let tiles = true;
@@ -85,7 +98,7 @@ impl Isa {
     /// (`docs/performance.md`); Intel's CPUs read several faster than one. Bytes do not depend on it.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn reads_panels_in_turn(self) -> bool {
-        self.level == Level::Avx512 && !made_by_intel()
+        self.in_turn
     }
 
     /// For matching in the dispatchers.

@@ -42,7 +42,7 @@ pub use dense::CpuLinear;
 pub use epilogue::{Activation, Store};
 pub use isa::Isa;
 pub use memory::CpuEmbedding;
-pub use peaks::Peaks;
+pub use peaks::{Peaks, Reads};
 pub use prompt::CpuConv2d;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -68,15 +68,19 @@ impl Cpu {
     }
 
     fn read_bandwidth(&self) -> Result<f64> {
-        let buffer = Buffer::zeroed_huge(READ_BYTES / 4)?;
-        let values = buffer.as_slice();
-        let chunk = READ_CHUNK_BYTES / 4;
-        let pass = || {
-            self.pool.run(values.len() / chunk, |i| {
-                black_box(checksum(self.isa, &values[i * chunk..(i + 1) * chunk]));
-            });
-        };
-        Ok(READ_BYTES as f64 / best_seconds(pass))
+        let reads = self.reads()?;
+        Ok(READ_BYTES as f64 / best_seconds(|| reads.pass()))
+    }
+
+    /// Memory to be read again and again, beside something whose share of the rate is asked for.
+    ///
+    /// # Errors
+    /// When the memory, 512 MiB, cannot be had.
+    pub fn reads(&self) -> Result<Reads<'_>> {
+        Ok(Reads {
+            cpu: self,
+            buffer: Buffer::zeroed_huge(READ_BYTES / 4)?,
+        })
     }
 
     /// Of loops whose step makes `lanes` multiply-adds.
@@ -91,6 +95,30 @@ impl Cpu {
         };
         let flops = (chunks * (STEPS / 16) * 2 * lanes) as f64;
         flops / best_seconds(pass)
+    }
+}
+
+/// Memory far larger than any cache.
+pub struct Reads<'a> {
+    cpu: &'a Cpu,
+    buffer: Buffer,
+}
+
+impl Reads<'_> {
+    /// Reads everything once, from front to back.
+    fn pass(&self) {
+        let values = self.buffer.as_slice();
+        let chunk = READ_CHUNK_BYTES / 4;
+        self.cpu.pool.run(values.len() / chunk, |i| {
+            black_box(checksum(self.cpu.isa, &values[i * chunk..(i + 1) * chunk]));
+        });
+    }
+
+    /// Bytes per second of reading everything once, now.
+    pub fn bytes_per_s(&self) -> f64 {
+        let start = Instant::now();
+        self.pass();
+        READ_BYTES as f64 / start.elapsed().as_secs_f64()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::{Bench, cost, median_seconds};
+use super::{Bench, cost, median, median_seconds_between};
 use crate::backend::{Backend, Result};
 use crate::model::llm::{InputToken, Llm, LlmWorkspace, StepSequence};
 use crate::tensor::Trace;
@@ -23,20 +23,30 @@ pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> any
     let bytes = weights * bench.bytes_per_weight;
     let mut first = None;
     for &batch in &bench.args.batch {
-        let seconds = steps(bench, &llm, batch, CONTEXT, 1, STEPS)? / STEPS as f64;
+        let mut reads = Vec::new();
+        let read = || reads.extend(bench.reads_now.map(|rate| rate()));
+        let seconds = steps(bench, &llm, (batch, CONTEXT), 1, (STEPS, read))? / STEPS as f64;
+        let of_reads = |rate: f64| 100.0 * bytes as f64 / seconds / rate;
+        let between = match reads.is_empty() {
+            true => String::new(),
+            false => format!(
+                ", {:.0} % of those between its steps",
+                of_reads(median(reads))
+            ),
+        };
         let tokens_per_s = batch as f64 / seconds;
         let alone = *first.get_or_insert(tokens_per_s);
         writeln!(
             out,
-            "llm decode x{batch:<3} {:8.2} ms  {tokens_per_s:7.1} tokens/s ({:.1}x the first)  weights at {:.1} GB/s = {:.0} % of reads, {:.0} % of products",
+            "llm decode x{batch:<3} {:8.2} ms  {tokens_per_s:7.1} tokens/s ({:.1}x the first)  weights at {:.1} GB/s = {:.0} % of reads{between}, {:.0} % of products",
             seconds * 1e3,
             tokens_per_s / alone,
             bytes as f64 / seconds / 1e9,
-            100.0 * bytes as f64 / seconds / bench.limits.read_bytes_per_s,
+            of_reads(bench.limits.read_bytes_per_s),
             200.0 * (weights * batch) as f64 / seconds / bench.limits.product_flops_per_s,
         )?;
     }
-    let seconds = steps(bench, &llm, 1, 0, PROMPT, 1)?;
+    let seconds = steps(bench, &llm, (1, 0), PROMPT, (1, || ()))?;
     writeln!(
         out,
         "llm prefill {PROMPT} {:8.1} ms  {:.0} % of products",
@@ -46,14 +56,13 @@ pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> any
     Ok(first.unwrap_or(f64::NAN))
 }
 
-/// Median seconds of `repeat` steps of `rows` new rows for each of `batch` sequences.
+/// Median seconds of `repeat` steps of `rows` new rows for each of `batch` sequences, with something else before each round.
 fn steps<B: Backend>(
     bench: &Bench<'_, B>,
     llm: &Llm<B>,
-    batch: usize,
-    context: usize,
+    (batch, context): (usize, usize),
     rows: usize,
-    repeat: usize,
+    (repeat, before): (usize, impl FnMut()),
 ) -> Result<f64> {
     let backend = bench.backend;
     let pages_each = (context + rows).div_ceil(PAGE_SIZE);
@@ -74,7 +83,7 @@ fn steps<B: Backend>(
             logits: true,
         })
         .collect();
-    median_seconds(backend, bench.args.rounds, || {
+    let step = || {
         for _ in 0..repeat {
             llm.step(
                 backend,
@@ -87,5 +96,6 @@ fn steps<B: Backend>(
             )?;
         }
         Ok(())
-    })
+    };
+    median_seconds_between(backend, bench.args.rounds, step, before)
 }

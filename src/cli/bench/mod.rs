@@ -100,6 +100,8 @@ struct Bench<'a, B: Backend> {
     bytes_per_weight: usize,
     bytes_per_value: usize,
     bytes_per_cached: usize,
+    /// Bytes per second that memory is read at now, where that changes from minute to minute.
+    reads_now: Option<&'a dyn Fn() -> f64>,
     args: &'a Args,
 }
 
@@ -149,6 +151,7 @@ fn on_cpu(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
         return pipeline(args, move || Cpu::new(options), out);
     }
     let checkpoint = open(args)?;
+    let reads = machine.reads()?;
     for &weights in &args.weights {
         let backend = Cpu::new(options(args, weights));
         writeln!(out, "\nweights in {weights:?}")?;
@@ -167,6 +170,7 @@ fn on_cpu(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             bytes_per_weight: weights.bytes(),
             bytes_per_value: size_of::<f32>(),
             bytes_per_cached: backend.options().weights.bytes_of_cached(),
+            reads_now: Some(&|| reads.bytes_per_s()),
             args,
         };
         stages(&bench, out)?;
@@ -205,6 +209,7 @@ fn on_cuda(args: &Args, ordinal: usize, out: &mut impl Write) -> anyhow::Result<
         bytes_per_weight: Weights::Bf16.bytes(),
         bytes_per_value: Weights::Bf16.bytes(),
         bytes_per_cached: Weights::Bf16.bytes(),
+        reads_now: None,
         args,
     };
     stages(&bench, out)
@@ -282,7 +287,17 @@ fn print_peaks(out: &mut impl Write, cpu: &Cpu, peaks: &Peaks) -> std::io::Resul
 fn median_seconds<B: Backend>(
     backend: &B,
     rounds: usize,
+    call: impl FnMut() -> Result<()>,
+) -> Result<f64> {
+    median_seconds_between(backend, rounds, call, || ())
+}
+
+/// The same with something else, which is not counted, before each call.
+fn median_seconds_between<B: Backend>(
+    backend: &B,
+    rounds: usize,
     mut call: impl FnMut() -> Result<()>,
+    mut before: impl FnMut(),
 ) -> Result<f64> {
     let mut call = || {
         call()?;
@@ -291,10 +306,15 @@ fn median_seconds<B: Backend>(
     call()?;
     let mut times = Vec::with_capacity(rounds);
     for _ in 0..rounds {
+        before();
         let start = Instant::now();
         call()?;
         times.push(start.elapsed().as_secs_f64());
     }
-    times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    Ok(median(times))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
