@@ -93,9 +93,9 @@ impl Isa {
         self.pairs
     }
 
-    /// Whether few rows are multiplied by one panel of weights after the other instead of by several side by side, and nothing is fetched ahead: where
-    /// the CPU reads one stream from front to back as fast as memory gives. Zen 4 reads four panels side by side, fetched ahead, at three quarters of that
-    /// (`docs/performance.md`); Intel's CPUs read several faster than one. Bytes do not depend on it.
+    /// Whether few rows are multiplied by one panel of weights after the other instead of by several side by side, and many fetch weights into the
+    /// second-level cache: where the CPU reads one stream from front to back as fast as memory gives. Zen 4 reads four panels side by side, fetched ahead, at
+    /// three quarters of that (`docs/performance.md`); Emerald Rapids reads several faster than one. Bytes do not depend on it.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn reads_panels_in_turn(self) -> bool {
         self.in_turn

@@ -289,8 +289,8 @@ impl Job<'_> {
         }
     }
 
-    /// Whether the kernel takes so many rows, where they are more than [`interleaved::strided_rows`], laid together. Taps overlap, and each would have to be laid by itself. Pairs of bf16 are no
-    /// faster so where one tile does not take all rows.
+    /// Whether the kernel takes so many rows, where they are more than [`interleaved::strided_rows`], laid together. Taps overlap, and each would have to
+    /// be laid by itself. Pairs of bf16 are no faster so where one tile does not take all rows.
     #[cfg(target_arch = "x86_64")]
     fn lays_together(&self, isa: Isa, rows: usize) -> bool {
         isa.level() == Level::Avx512
