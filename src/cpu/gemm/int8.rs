@@ -51,6 +51,7 @@ pub(super) struct Rows {
     /// A row whose taps are apart, put together.
     gathered: Vec<f32>,
     /// `values` as AVX2 multiplies them.
+    #[cfg(target_arch = "x86_64")]
     wide: Vec<i16>,
     /// `values` laid together, `[tiles][K / 4][rows of a tile][4]`, of a block that AVX-512 takes so.
     #[cfg(target_arch = "x86_64")]
@@ -170,6 +171,7 @@ impl Rows {
     }
 
     /// `count` rows from `row` on of a segment, as AVX2 multiplies them.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn stretch(&self, segment: usize, row: usize, count: usize) -> Stretch<'_, i16> {
         let first = segment * self.count + row;
         Stretch {
@@ -370,7 +372,9 @@ per_isa! {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 per_isa! {
+    /// `out = x`
     fn widen<FMA>(x: &[i8], out: &mut [i16]) {
         for (out, x) in out.iter_mut().zip(x) {
             *out = i16::from(*x);
