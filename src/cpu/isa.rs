@@ -10,7 +10,7 @@ use super::gemm::Hardware;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa {
     level: Level,
-    /// Whether products of bf16 are made of pairs of them: where the CPU does that faster than it multiplies f32.
+    /// Whether products of bf16 are made of pairs of them: where the CPU does that, and faster than it multiplies f32.
     pairs: bool,
     /// Whether tile registers multiply these, and int8.
     tiles: bool,
@@ -24,7 +24,7 @@ pub(crate) enum Level {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512 F, BW, VL and DQ with VNNI and BF16 (Zen 4, Sapphire Rapids), and all of the level before.
+    /// AVX-512 F, BW, VL and DQ with VNNI (Cascade Lake, Ice Lake, Zen 4, Sapphire Rapids), and all of the level before.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
@@ -59,14 +59,13 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vnni")
-                && is_x86_feature_detected!("avx512bf16")
             {
                 let without = Self {
                     in_turn: !made_by_intel(),
                     ..Self::without_pairs(Level::Avx512)
                 };
                 let pairs = Self {
-                    pairs: true,
+                    pairs: is_x86_feature_detected!("avx512bf16"),
                     ..without
                 };
                 let best_first = match slow_pairs() {
@@ -79,6 +78,8 @@ impl Isa {
                 };
                 all.insert(0, other_vendors);
                 all.splice(0..0, best_first);
+                // Where the CPU has no pairs.
+                all.dedup();
                 if Hardware::detect().is_some() {
                     let tiles = true;
                     all.insert(0, Self { tiles, ..pairs });

@@ -214,7 +214,7 @@ impl Stretches<'_> {
 }
 
 /// Where a tile begins in the input, the weights and the sums.
-struct Corner<K: Kind> {
+pub(crate) struct Corner<K: Kind> {
     a: *const K::X,
     row_stride: usize,
     b: [*const K::W; MAX_PANELS],
@@ -243,10 +243,10 @@ macro_rules! tiles {
     ($self:ident, $rows:expr, $panels:expr, [$($r:literal)*]) => {
         match ($rows, $panels) {
             $(
-                ($r, 1) => $self.tile::<$r, 1, false>(),
-                ($r, 2) => $self.tile::<$r, 2, false>(),
-                ($r, 3) => $self.tile::<$r, 3, false>(),
-                ($r, 4) => $self.tile::<$r, 4, false>(),
+                ($r, 1) => K::tile::<$r, 1, false>($self),
+                ($r, 2) => K::tile::<$r, 2, false>($self),
+                ($r, 3) => K::tile::<$r, 3, false>($self),
+                ($r, 4) => K::tile::<$r, 4, false>($self),
             )*
             _ => unreachable!("a tile of {} x {}. This is a bug.", $rows, $panels),
         }
@@ -258,10 +258,10 @@ macro_rules! interleaved_tiles {
     ($self:ident, $rows:expr, $panels:expr, [$($r:literal)*] [$($many:literal)*]) => {
         match ($rows, $panels) {
             $(
-                ($r, 1) => $self.tile::<$r, 1, true>(),
-                ($r, 2) => $self.tile::<$r, 2, true>(),
+                ($r, 1) => K::tile::<$r, 1, true>($self),
+                ($r, 2) => K::tile::<$r, 2, true>($self),
             )*
-            $(($many, 1) => $self.tile::<$many, 1, true>(),)*
+            $(($many, 1) => K::tile::<$many, 1, true>($self),)*
             _ => unreachable!("a tile of {} x {}. This is a bug.", $rows, $panels),
         }
     };
@@ -284,20 +284,20 @@ impl<K: Kind> Corner<K> {
         }
     }
 
-    /// `R` rows by `P` panels, the rows one after the other or together.
+    /// `R` rows by `P` panels, the rows one after the other or together. [`Kind::tile`] compiles it for the instructions that the kind needs.
     ///
     /// # Safety
-    /// AVX-512 with VNNI and BF16 must be there; `a`, `b`, `out` and `scales` must be valid for the whole tile.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")]
+    /// AVX-512 must be there with what the kind multiplies by; `a`, `b`, `out` and `scales` must be valid for the whole tile.
     #[expect(
         clippy::pointers_in_nomem_asm_block,
         reason = "the block is empty: it hides where the pointer comes from"
     )]
-    unsafe fn tile<const R: usize, const P: usize, const TOGETHER: bool>(&self) {
+    #[inline(always)]
+    pub(super) unsafe fn tile<const R: usize, const P: usize, const TOGETHER: bool>(&self) {
         const { assert!(R * P <= 24) };
-        let mut c = [[_mm512_setzero_ps(); P]; R];
-        // SAFETY: all offsets stay inside the tile, and a prefetch never faults.
+        // SAFETY: by the caller's promise the instructions are there; all offsets stay inside the tile, and a prefetch never faults.
         unsafe {
+            let mut c = [[_mm512_setzero_ps(); P]; R];
             let at = |r, p| {
                 self.out
                     .add(r * self.out_row_stride + p * self.out_panel_stride)

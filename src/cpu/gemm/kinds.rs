@@ -3,9 +3,10 @@
 use std::arch::x86_64::*;
 
 use super::WIDTH;
+use super::avx512::Corner;
 
 /// What a product multiplies. One step takes [`Kind::STEP`] values of the depth.
-pub(crate) trait Kind {
+pub(crate) trait Kind: Sized {
     /// A value of the input.
     type X: Copy;
     /// A stored weight.
@@ -45,6 +46,16 @@ pub(crate) trait Kind {
     ) -> __m512 {
         // SAFETY: by the caller's promise.
         unsafe { Self::add(sums, x.byte_add(OFFSET), w, word) }
+    }
+
+    /// [`Corner::tile`], compiled for what the kind multiplies by.
+    ///
+    /// # Safety
+    /// As there.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn tile<const R: usize, const P: usize, const TOGETHER: bool>(corner: &Corner<Self>) {
+        // SAFETY: by the caller's promise.
+        unsafe { corner.tile::<R, P, TOGETHER>() }
     }
 }
 
@@ -116,6 +127,12 @@ impl Kind for Bf16 {
             );
         }
         sums
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    unsafe fn tile<const R: usize, const P: usize, const TOGETHER: bool>(corner: &Corner<Self>) {
+        // SAFETY: by the caller's promise.
+        unsafe { corner.tile::<R, P, TOGETHER>() }
     }
 }
 
