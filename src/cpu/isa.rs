@@ -17,6 +17,9 @@ pub struct Isa {
     /// Whether few rows are multiplied by one panel of weights after the other.
     #[cfg(target_arch = "x86_64")]
     in_turn: bool,
+    /// Whether the CPU loads one operand of 512 bits a cycle and not two.
+    #[cfg(target_arch = "x86_64")]
+    one_load: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,8 @@ impl Isa {
             tiles: false,
             #[cfg(target_arch = "x86_64")]
             in_turn: false,
+            #[cfg(target_arch = "x86_64")]
+            one_load: false,
         }
     }
 
@@ -48,7 +53,7 @@ impl Isa {
         Self::available()[0]
     }
 
-    /// All sets that this CPU has, the best first. What another vendor's CPUs are better at is among them, so that tests run it.
+    /// All sets that this CPU has, the best first. What other CPUs are better at is among them, so that tests run it.
     pub fn available() -> Vec<Self> {
         let mut all = vec![Self::PORTABLE];
         #[cfg(target_arch = "x86_64")]
@@ -60,24 +65,33 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vnni")
             {
+                let has_pairs = is_x86_feature_detected!("avx512bf16");
                 let without = Self {
                     in_turn: !made_by_intel(),
+                    one_load: made_by_intel() && !has_pairs,
                     ..Self::without_pairs(Level::Avx512)
                 };
                 let pairs = Self {
-                    pairs: is_x86_feature_detected!("avx512bf16"),
+                    pairs: has_pairs,
                     ..without
                 };
                 let best_first = match slow_pairs() {
                     true => [without, pairs],
                     false => [pairs, without],
                 };
-                let other_vendors = Self {
-                    in_turn: made_by_intel(),
-                    ..pairs
-                };
-                all.insert(0, other_vendors);
-                all.splice(0..0, best_first);
+                let others = [
+                    Self {
+                        in_turn: made_by_intel(),
+                        one_load: false,
+                        ..pairs
+                    },
+                    Self {
+                        in_turn: false,
+                        one_load: !without.one_load,
+                        ..without
+                    },
+                ];
+                all.splice(0..0, best_first.into_iter().chain(others));
                 // Where the CPU has no pairs.
                 all.dedup();
                 if Hardware::detect().is_some() {
@@ -100,6 +114,13 @@ impl Isa {
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn reads_panels_in_turn(self) -> bool {
         self.in_turn
+    }
+
+    /// Whether the CPU loads one operand of 512 bits a cycle and not two, as Ice Lake was measured to (`docs/performance.md`): a broadcast word of the input
+    /// must then serve three products, and tiles have up to eight rows by three panels. Bytes do not depend on it.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn loads_one_operand(self) -> bool {
+        self.one_load
     }
 
     /// For matching in the dispatchers.

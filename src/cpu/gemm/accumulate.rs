@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Accumulators, BLOCK_K, Call, Job, Target, WIDTH};
 #[cfg(target_arch = "x86_64")]
-use super::{Bf16, Isa, MAX_PANELS, avx512, bf16, interleaved, kinds};
+use super::{Bf16, Isa, avx512, bf16, interleaved, kinds};
 
 impl Job<'_> {
     /// Sums over the whole depth, block by block: `run` makes the products of one.
@@ -56,11 +56,7 @@ impl Job<'_> {
         if k == 0 {
             acc.as_flattened_mut().as_flattened_mut().fill(0.0);
         }
-        // One tile takes the whole depth of all panels at once; several take turns at what a stretch has of some.
-        let (block_k, step) = match x.rows {
-            0..=interleaved::MOST_ROWS => (k, MAX_PANELS),
-            _ => (BLOCK_K, interleaved::panels_per_tile(isa, x.per_tile)),
-        };
+        let (block_k, step) = interleaved::blocks::<K::W>(isa, x.rows, k, BLOCK_K);
         for first in panels.clone().step_by(step) {
             let count = step.min(panels.end - first);
             for done in (0..k).step_by(block_k.max(1)) {

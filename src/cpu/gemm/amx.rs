@@ -275,7 +275,7 @@ mod tests {
     use half::bf16;
 
     use super::super::tiles::{Hardware, Model};
-    use super::super::{Accumulators, BLOCK_ROWS, MAX_PANELS};
+    use super::super::{Accumulators, BLOCK_PANELS, BLOCK_ROWS, MAX_PANELS};
     use super::*;
     use crate::backend::philox::{Stream, philox};
 
@@ -312,7 +312,7 @@ mod tests {
             rows: usize,
             calls: usize,
         ) -> Box<Accumulators> {
-            let mut acc = Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
+            let mut acc = Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; BLOCK_PANELS]);
             for call in 0..calls {
                 let call = Call {
                     a: &self.a[first * self.depth..],

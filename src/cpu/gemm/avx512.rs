@@ -1,5 +1,5 @@
 //! The kernel for AVX-512: sums of f32, of pairs of bf16, widened or not, or of fours of integers. In registers are up to 6 rows by 64 columns where
-//! rows lie one after the other, and where they lie together, word by word, up to 12 rows by 32 columns or 16 by 16.
+//! rows lie one after the other, and where they lie together, word by word, up to 8 rows by 48 columns, 12 by 32 or 16 by 16.
 
 use std::arch::x86_64::*;
 
@@ -58,11 +58,14 @@ impl<'a, W> Side<'a, W> {
         }
     }
 
-    /// What tile `i` of several fetches where they fetch a panel each.
-    fn turn(&self, i: usize) -> [*const W; MAX_PANELS] {
-        let here = self.panels[0].as_ptr();
-        let next = self.next.get(i).copied().unwrap_or(here);
-        [next, here, here, here]
+    /// What tile `i` of several fetches where they share out so many panels, and of how many.
+    fn share(&self, (i, tiles): (usize, usize), panels: usize) -> ([*const W; MAX_PANELS], usize) {
+        let mut ahead = [self.panels[0].as_ptr(); MAX_PANELS];
+        let shared = (i..panels).step_by(tiles);
+        for (ahead, panel) in ahead.iter_mut().zip(shared.clone()) {
+            *ahead = self.next[panel];
+        }
+        (ahead, shared.len())
     }
 
     /// What tile `i` of `calls` fetches: together the tiles fetch all that comes next, so that memory has work while they multiply.
@@ -139,6 +142,7 @@ pub(crate) fn run<K: Kind>(
             },
             // Where two steps share a line they fetch from two panels each.
             all_ahead: alone && K::STEPS_PER_LINE == 1,
+            fetched: 0,
             far: false,
         };
         // SAFETY: the level says that the instructions are there; the assertions above cover every row and panel of the tile.
@@ -170,11 +174,20 @@ pub(super) fn run_interleaved<K: Kind>(
     assert!(out.values.len() >= out.end(rows, panels));
     assert_eq!(K::SCALED, stretches.is_some(), "gemm: scales of integers");
     let (stretch, _) = stretches.map_or((steps, 0), |s| s.steps::<K>(rows, steps));
-    let far = isa.reads_panels_in_turn() && rows > STRIDED_ROWS;
+    let far = match tiles {
+        1 => isa.reads_panels_in_turn() && rows > STRIDED_ROWS,
+        _ => isa.loads_one_operand(),
+    };
     let tiles_of = (0..panels).step_by(at_once);
     for (panel, i) in tiles_of.flat_map(|panel| (0..tiles).map(move |i| (panel, i))) {
         let row = i * x.per_tile;
         let count = x.per_tile.min(rows - row);
+        let wide = at_once.min(panels - panel);
+        let (ahead, fetched) = match tiles {
+            1 if far => (b.near(panel, FARTHER_BYTES / size_of::<K::W>()), wide),
+            1 => (b.near(panel, FAR_BYTES / size_of::<K::W>()), wide),
+            _ => b.share((i, tiles), wide),
+        };
         let corner = Corner::<K> {
             a: x.values[row * x.row_length + count * x.first..].as_ptr(),
             row_stride: 0,
@@ -189,16 +202,13 @@ pub(super) fn run_interleaved<K: Kind>(
             offsets: stretches.map_or(std::ptr::null(), |s| s.offsets[row..].as_ptr()),
             scale_stride: rows,
             fresh,
-            ahead: match tiles {
-                1 if far => b.near(panel, FARTHER_BYTES / size_of::<K::W>()),
-                1 => b.near(panel, FAR_BYTES / size_of::<K::W>()),
-                _ => b.turn(i),
-            },
+            ahead,
             all_ahead: false,
+            fetched,
             far,
         };
         // SAFETY: as above.
-        unsafe { corner.run_interleaved(count, at_once.min(panels - panel)) }
+        unsafe { corner.run_interleaved(count, wide) }
     }
 }
 
@@ -234,7 +244,8 @@ pub(crate) struct Corner<K: Kind> {
     ahead: [*const K::W; MAX_PANELS],
     /// Whether it fetches from all four.
     all_ahead: bool,
-    /// Whether rows that lie together fetch into the second-level cache.
+    /// From how many rows that lie together fetch, and whether into the second-level cache.
+    fetched: usize,
     far: bool,
 }
 
@@ -253,10 +264,15 @@ macro_rules! tiles {
     };
 }
 
-/// The same of rows that lie together: one or two panels by the first numbers of rows, one by the others.
+/// The same of rows that lie together: one to three panels by the first numbers of rows, one or two by the next, one by the others.
 macro_rules! interleaved_tiles {
-    ($self:ident, $rows:expr, $panels:expr, [$($r:literal)*] [$($many:literal)*]) => {
+    ($self:ident, $rows:expr, $panels:expr, [$($few:literal)*] [$($r:literal)*] [$($many:literal)*]) => {
         match ($rows, $panels) {
+            $(($few, 3) => K::tile::<$few, 3, true>($self),)*
+            $(
+                ($few, 1) => K::tile::<$few, 1, true>($self),
+                ($few, 2) => K::tile::<$few, 2, true>($self),
+            )*
             $(
                 ($r, 1) => K::tile::<$r, 1, true>($self),
                 ($r, 2) => K::tile::<$r, 2, true>($self),
@@ -280,7 +296,7 @@ impl<K: Kind> Corner<K> {
     unsafe fn run_interleaved(&self, rows: usize, panels: usize) {
         // SAFETY: by the caller's promise.
         unsafe {
-            interleaved_tiles!(self, rows, panels, [1 2 3 4 5 6 7 8 9 10 11 12] [13 14 15 16])
+            interleaved_tiles!(self, rows, panels, [1 2 3 4 5 6 7 8] [9 10 11 12] [13 14 15 16])
         }
     }
 
@@ -321,7 +337,11 @@ impl<K: Kind> Corner<K> {
                 ($a:expr, $w:expr, $i:expr, [$($r:literal)*]) => {
                     $(if $r < R {
                         for p in 0..P {
-                            c[$r][p] = K::add_behind::<{ 4 * $r }>(c[$r][p], $a, $w[p], $i);
+                            // Three products by a word are worth a load of it.
+                            c[$r][p] = match P {
+                                3 => K::add(c[$r][p], $a.byte_add(4 * $r), $w[p], $i),
+                                _ => K::add_behind::<{ 4 * $r }>(c[$r][p], $a, $w[p], $i),
+                            };
                         }
                     })*
                 };
@@ -363,7 +383,10 @@ impl<K: Kind> Corner<K> {
                     // All steps of a panel's cache line, so that it is asked for once.
                     while step + K::STEPS_PER_LINE <= end {
                         let line = step * K::STEP * WIDTH;
-                        for other in &ahead[..P] {
+                        for (i, other) in ahead[..P].iter().enumerate() {
+                            if i >= self.fetched {
+                                break;
+                            }
                             let line = other.wrapping_add(line).cast();
                             match self.far {
                                 true => _mm_prefetch::<_MM_HINT_T1>(line),

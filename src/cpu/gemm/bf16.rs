@@ -152,7 +152,7 @@ impl Rows {
         interleaved::Interleaved {
             values: self.together.as_flattened(),
             rows: span.rows,
-            per_tile: interleaved::rows_per_tile(span.rows),
+            per_tile: interleaved::rows_per_tile(isa, span.rows),
             row_length: depth,
             first: 0,
             depth,

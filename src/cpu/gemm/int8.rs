@@ -13,7 +13,7 @@ use super::panels::ADDED;
 use super::panels::FOURS_DEPTH;
 use super::{Accumulators, Input, Isa, Level, WIDTH};
 #[cfg(target_arch = "x86_64")]
-use super::{Call, Hardware, MAX_PANELS, Target, amx, avx512, int8_amx, interleaved, kinds};
+use super::{Call, Hardware, Target, amx, avx512, int8_amx, interleaved, kinds};
 use crate::cpu::buffer::Reused;
 use crate::cpu::isa::per_isa;
 
@@ -142,7 +142,7 @@ impl Rows {
         let segments = self.depth.div_ceil(SEGMENT);
         let length = segments * WORDS;
         self.together.resize(self.count * length, [0; 4]);
-        let per_tile = interleaved::rows_per_tile(self.count);
+        let per_tile = interleaved::rows_per_tile(isa, self.count);
         let words = self.values.as_chunks::<4>().0;
         for first in (0..self.count).step_by(per_tile.max(1)) {
             let rows = per_tile.min(self.count - first);
@@ -307,13 +307,9 @@ impl Rows {
         (count, size): (usize, usize),
         acc: &mut Accumulators,
     ) {
-        let per_tile = interleaved::rows_per_tile(self.count);
+        let per_tile = interleaved::rows_per_tile(isa, self.count);
         let depth = size / WIDTH;
-        // One tile takes the whole depth of all panels at once; several take turns at what a stretch has of some.
-        let (block, step) = match self.count {
-            0..=interleaved::MOST_ROWS => (depth, MAX_PANELS),
-            _ => (BLOCK_K, interleaved::panels_per_tile(isa, per_tile)),
-        };
+        let (block, step) = interleaved::blocks::<u8>(isa, self.count, depth, BLOCK_K);
         for panel in (0..count).step_by(step) {
             let panels = step.min(count - panel);
             for first in (0..depth).step_by(block) {
@@ -403,7 +399,7 @@ fn portable(x: Stretch<'_, i8>, weights: &[i8], acc: &mut [[f32; WIDTH]]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{BLOCK_ROWS, MAX_PANELS};
+    use super::super::{BLOCK_PANELS, BLOCK_ROWS, MAX_PANELS};
     use super::*;
 
     fn wave(n: usize, f: f32) -> Vec<f32> {
@@ -445,7 +441,7 @@ mod tests {
 
     /// Sums of all rows with each of some panels.
     fn multiplied(isa: Isa, rows: &Rows, panels: &[&[i8]]) -> Vec<Vec<[f32; WIDTH]>> {
-        let mut acc = Box::new([[[f32::NAN; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
+        let mut acc = Box::new([[[f32::NAN; WIDTH]; BLOCK_ROWS]; BLOCK_PANELS]);
         let count = panels.len();
         #[cfg(target_arch = "x86_64")]
         if isa.level() == Level::Avx512 {
@@ -481,7 +477,7 @@ mod tests {
         }
         for first in (0..rows.count).step_by(32) {
             let part = (first, 32.min(rows.count - first));
-            let mut sums = Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
+            let mut sums = Box::new([[[0.0; WIDTH]; BLOCK_ROWS]; BLOCK_PANELS]);
             let kernel = (&mut *tiles, &mut amx::Ahead::Nothing, isa);
             rows.multiply_in_tiles(kernel, part, (panels, size), &mut sums);
             for (acc, sums) in acc.iter_mut().zip(&*sums) {

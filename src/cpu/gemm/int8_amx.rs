@@ -148,7 +148,7 @@ per_isa! {
 mod tests {
     use super::super::panels::ADDED;
     use super::super::tiles::Model;
-    use super::super::{BLOCK_ROWS, Isa};
+    use super::super::{BLOCK_PANELS, BLOCK_ROWS, Isa};
     use super::*;
 
     /// The model of the instructions and plain integers say the same.
@@ -186,7 +186,7 @@ mod tests {
                 offsets: &offsets,
                 rows,
             };
-            let mut acc = Box::new([[[f32::NAN; WIDTH]; BLOCK_ROWS]; MAX_PANELS]);
+            let mut acc = Box::new([[[f32::NAN; WIDTH]; BLOCK_ROWS]; BLOCK_PANELS]);
             let kernel = (&mut Model::new(), &mut Ahead::Nothing, isa);
             rounded.multiply(kernel, (0, rows), (&b[..], depth * WIDTH), &mut acc);
             for (panel, b) in b.chunks(depth * WIDTH).enumerate() {

@@ -5,7 +5,7 @@
 
 #[cfg(test)]
 use super::Level;
-use super::{Input, Isa, WIDTH, avx512};
+use super::{Input, Isa, MAX_PANELS, WIDTH, avx512};
 
 /// Rows that a tile of four panels takes as they lie, one after the other.
 pub(super) const STRIDED_ROWS: usize = 6;
@@ -13,13 +13,42 @@ pub(super) const STRIDED_ROWS: usize = 6;
 pub(super) const SQUARE_ROWS: usize = 12;
 /// Rows of a tile of one panel.
 pub(super) const MOST_ROWS: usize = WIDTH;
+/// Rows of a tile of three panels.
+const WIDE_ROWS: usize = 8;
+/// Bytes of a panel's block that these take turns at: three of them stay in the first-level cache.
+const WIDE_BLOCK_BYTES: usize = 8192;
 
 /// Rows of a block's tiles: as even as possible; all of them where one tile takes them.
-pub(super) fn rows_per_tile(rows: usize) -> usize {
-    match rows {
-        0..=MOST_ROWS => rows,
-        _ => rows.div_ceil(rows.div_ceil(SQUARE_ROWS)),
+pub(super) fn rows_per_tile(isa: Isa, rows: usize) -> usize {
+    let even = |most| rows.div_ceil(rows.div_ceil(most).max(1));
+    match (rows, isa.loads_one_operand()) {
+        (_, true) => even(WIDE_ROWS),
+        (0..=MOST_ROWS, false) => rows,
+        _ => even(SQUARE_ROWS),
     }
+}
+
+/// Depth of the blocks at which the tiles of `rows` rows take turns, and panels that they take of each, where a panel has `depth` rows of `W` and blocks of two
+/// panels or one have `deep`. One tile takes the whole depth.
+pub(super) fn blocks<W>(isa: Isa, rows: usize, depth: usize, deep: usize) -> (usize, usize) {
+    let per_tile = rows_per_tile(isa, rows);
+    let panels = panels_per_tile(isa, per_tile);
+    match (rows == per_tile, isa.loads_one_operand()) {
+        (true, true) => (depth, panels),
+        (true, false) => (depth, MAX_PANELS),
+        (false, true) => (WIDE_BLOCK_BYTES / (WIDTH * size_of::<W>()), panels),
+        (false, false) => (deep, panels),
+    }
+}
+
+/// Rows that blocks are made of: whole tiles.
+pub(super) fn rows_of_block(isa: Isa, fit: usize) -> usize {
+    let tile = match isa.loads_one_operand() {
+        true => WIDE_ROWS,
+        false => SQUARE_ROWS,
+    };
+    // Rows that one tile takes are never parted.
+    (fit / tile * tile).max(MOST_ROWS)
 }
 
 /// Rows that are taken as they lie.
@@ -34,6 +63,7 @@ pub(super) fn strided_rows(isa: Isa) -> usize {
 pub(super) fn panels_per_tile(isa: Isa, rows: usize) -> usize {
     match rows {
         0..=STRIDED_ROWS if isa.reads_panels_in_turn() => 1,
+        0..=WIDE_ROWS if isa.loads_one_operand() => 3,
         0..=SQUARE_ROWS => 2,
         _ => 1,
     }
@@ -62,7 +92,7 @@ pub(super) fn lay<T: avx512::Word>(
     if length == 0 {
         return;
     }
-    let per_tile = rows_per_tile(rows);
+    let per_tile = rows_per_tile(isa, rows);
     for (tile, out) in out[..rows * length]
         .chunks_mut(per_tile * length)
         .enumerate()
@@ -109,7 +139,7 @@ impl Rows {
         Interleaved {
             values: &self.values,
             rows,
-            per_tile: rows_per_tile(rows),
+            per_tile: rows_per_tile(isa, rows),
             row_length: x.depth,
             first: 0,
             depth: x.depth,
@@ -123,19 +153,22 @@ mod tests {
 
     #[test]
     fn tiles_hold_every_word_of_every_row() {
-        let Some(isa) = Isa::available()
+        let mut wide = Isa::available();
+        wide.retain(|isa| isa.level() == Level::Avx512);
+        if wide.is_empty() {
+            eprintln!("SKIPPED: no AVX-512 on this machine");
+        }
+        let rows = [1, 2, 7, 9, 12, 13, 16, 17, 31, 96];
+        for (isa, rows) in wide
             .into_iter()
-            .find(|isa| isa.level() == Level::Avx512)
-        else {
-            return eprintln!("SKIPPED: no AVX-512 on this machine");
-        };
-        for rows in [1, 2, 7, 12, 13, 16, 17, 31, 96] {
+            .flat_map(|isa| rows.map(|rows| (isa, rows)))
+        {
             for length in [0, 1, 2, 15, 16, 17, 100] {
                 let stride = length + 3;
                 let x: Vec<f32> = (0..rows * stride).map(|i| i as f32).collect();
                 let mut out = vec![f32::NAN; rows * length];
                 lay(isa, (&x, stride), (rows, length), &mut out);
-                let per_tile = rows_per_tile(rows);
+                let per_tile = rows_per_tile(isa, rows);
                 for row in 0..rows {
                     let first = row / per_tile * per_tile;
                     let count = per_tile.min(rows - first);

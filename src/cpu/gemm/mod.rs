@@ -36,8 +36,6 @@ pub(crate) use amx::{Ahead, REGISTER_PRODUCTS, TILE_DEPTH, register_products, ru
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{Side, interleave, round_to_bf16, run as run_avx512};
 #[cfg(target_arch = "x86_64")]
-use interleaved::SQUARE_ROWS;
-#[cfg(target_arch = "x86_64")]
 pub(crate) use kinds::{Bf16, Single, Widened};
 pub(crate) use panels::{Panels, Row, Stored, WIDTH};
 #[cfg(target_arch = "x86_64")]
@@ -63,6 +61,8 @@ const BLOCK_BYTES: usize = 192 * 1024;
 const BLOCK_BYTES_TOGETHER: usize = 512 * 1024;
 /// Most panels that one kernel call covers.
 pub(crate) const MAX_PANELS: usize = 4;
+/// Most panels that are summed before they are stored.
+const BLOCK_PANELS: usize = 6;
 /// Chunks of work per thread: enough to even out a thread that is held up.
 const CHUNKS_PER_THREAD: usize = 6;
 
@@ -130,7 +130,7 @@ pub(crate) fn run(
     let group = job.group();
     let groups = w.panels.count.div_ceil(group);
     let wanted = (pool.threads() * CHUNKS_PER_THREAD).div_ceil(blocks.count);
-    let whole = MAX_PANELS / group;
+    let whole = job.panels_per_chunk(isa, spans) / group;
     let per_chunk = match pool.threads() {
         1 => groups,
         // Whole calls: the fewer panels, the less a kernel makes of the input that it loads.
@@ -200,7 +200,7 @@ pub(crate) fn number() -> u64 {
 
 thread_local! {
     static WORKSPACE: RefCell<Workspace> = RefCell::new(Workspace {
-        acc: Box::new(Aligned([[[0.0; WIDTH]; BLOCK_ROWS]; MAX_PANELS])),
+        acc: Box::new(Aligned([[[0.0; WIDTH]; BLOCK_ROWS]; BLOCK_PANELS])),
         rounded: int8::Rows::default(),
         #[cfg(target_arch = "x86_64")]
         pairs: bf16::Rows::default(),
@@ -273,7 +273,7 @@ impl Job<'_> {
 }
 
 /// Accumulators of a block: `[panel][row][16]`.
-pub(crate) type Accumulators = [[[f32; WIDTH]; BLOCK_ROWS]; MAX_PANELS];
+pub(crate) type Accumulators = [[[f32; WIDTH]; BLOCK_ROWS]; BLOCK_PANELS];
 
 /// The same from a cache line's beginning on.
 #[repr(align(64))]
@@ -289,8 +289,7 @@ impl Job<'_> {
         }
     }
 
-    /// Whether the kernel takes so many rows, where they are more than [`interleaved::strided_rows`], laid together. Taps overlap, and each would have to
-    /// be laid by itself. Pairs of bf16 are no faster so where one tile does not take all rows.
+    /// Whether the kernel can take so many rows laid together. Taps overlap, and each would have to be laid by itself. Pairs of bf16 are no faster so where one tile does not take all rows.
     #[cfg(target_arch = "x86_64")]
     fn lays_together(&self, isa: Isa, rows: usize) -> bool {
         isa.level() == Level::Avx512
@@ -305,6 +304,22 @@ impl Job<'_> {
                 Values::Bf16(_) | Values::Split(_) | Values::I8(_) => false,
                 Values::Fours(_) => true,
             }
+    }
+
+    /// Whether it takes so many laid together.
+    #[cfg(target_arch = "x86_64")]
+    fn takes_together(&self, isa: Isa, rows: usize) -> bool {
+        rows > interleaved::strided_rows(isa) && self.lays_together(isa, rows)
+    }
+
+    /// Panels that chunks are made of, whole calls.
+    fn panels_per_chunk(&self, isa: Isa, spans: &[Span]) -> usize {
+        let _ = (isa, spans);
+        #[cfg(target_arch = "x86_64")]
+        if isa.loads_one_operand() && spans.iter().any(|s| self.takes_together(isa, s.rows)) {
+            return BLOCK_PANELS;
+        }
+        MAX_PANELS
     }
 
     /// Whether the kernel is that of tile registers.
@@ -323,11 +338,8 @@ impl Job<'_> {
         }
         #[cfg(target_arch = "x86_64")]
         if self.lays_together(isa, spans.iter().map(|s| s.rows).max().unwrap_or(0)) {
-            // Whole tiles; rows that one tile takes are never parted.
             let fit = (BLOCK_BYTES_TOGETHER / row_bytes).min(BLOCK_ROWS);
-            let rows = fit / SQUARE_ROWS * SQUARE_ROWS;
-            let rows = rows.max(interleaved::MOST_ROWS);
-            return RowBlocks::new(spans, rows);
+            return RowBlocks::new(spans, interleaved::rows_of_block(isa, fit));
         }
         let fit = (BLOCK_BYTES / row_bytes / 6 * 6).clamp(6, BLOCK_ROWS);
         // As many blocks for each thread, of as many rows: then a thread keeps its rows from one product to the next.
@@ -370,9 +382,10 @@ impl Job<'_> {
             rounded.load(isa, name, x, input, span.rows);
         }
         #[cfg(target_arch = "x86_64")]
-        let together =
-            self.lays_together(isa, span.rows) && span.rows > interleaved::strided_rows(isa);
-        let step = panels_per_call(isa, span.rows).max(self.group());
+        let together = self.takes_together(isa, span.rows);
+        #[cfg(not(target_arch = "x86_64"))]
+        let together = false;
+        let step = panels_per_call(isa, span.rows, together).max(self.group());
         for panel in panels.clone().step_by(step) {
             let count = step.min(panels.end - panel);
             let range = panel..panel + count;
@@ -472,9 +485,11 @@ impl Job<'_> {
     }
 }
 
-/// Panels that a kernel takes at once, so that enough chains are under way to hide the latency of a multiply-add.
-fn panels_per_call(isa: Isa, rows: usize) -> usize {
+/// Panels that are summed before they are stored: so many that enough chains are under way to hide the latency of a multiply-add, and whole tiles.
+fn panels_per_call(isa: Isa, rows: usize, together: bool) -> usize {
     match (isa.level(), rows) {
+        #[cfg(target_arch = "x86_64")]
+        (Level::Avx512, _) if together && isa.loads_one_operand() => BLOCK_PANELS,
         #[cfg(target_arch = "x86_64")]
         (Level::Avx512, _) => MAX_PANELS,
         (_, 1) => 4,
