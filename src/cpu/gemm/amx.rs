@@ -275,7 +275,7 @@ mod tests {
     use half::bf16;
 
     use super::super::tiles::{Hardware, Model};
-    use super::super::{Accumulators, BLOCK_PANELS, BLOCK_ROWS, MAX_PANELS};
+    use super::super::{Accumulators, BLOCK_PANELS, BLOCK_ROWS};
     use super::*;
     use crate::backend::philox::{Stream, philox};
 
