@@ -92,7 +92,7 @@ impl Isa {
                     },
                 ];
                 all.splice(0..0, best_first.into_iter().chain(others));
-                // Where the CPU has no pairs.
+                // The first two are one where the CPU has no pairs.
                 all.dedup();
                 if Hardware::detect().is_some() {
                     let tiles = true;
@@ -117,7 +117,8 @@ impl Isa {
     }
 
     /// Whether the CPU loads one operand of 512 bits a cycle and not two, as Ice Lake was measured to (`docs/performance.md`): a broadcast word of the input
-    /// must then serve three products, and tiles have up to eight rows by three panels. Bytes do not depend on it.
+    /// must then serve three products, and tiles have up to eight rows by three panels. Intel's others without BF16 (Cascade Lake), which were not measured, are
+    /// taken to be like that one. Bytes do not depend on it.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn loads_one_operand(self) -> bool {
         self.one_load

@@ -310,6 +310,10 @@ impl Rows {
         let per_tile = interleaved::rows_per_tile(isa, self.count);
         let depth = size / WIDTH;
         let (block, step) = interleaved::blocks::<u8>(isa, self.count, depth, BLOCK_K);
+        assert!(
+            block == depth || block.is_multiple_of(SEGMENT),
+            "gemm: a block ends inside a segment"
+        );
         for panel in (0..count).step_by(step) {
             let panels = step.min(count - panel);
             for first in (0..depth).step_by(block) {

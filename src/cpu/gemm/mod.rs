@@ -289,7 +289,8 @@ impl Job<'_> {
         }
     }
 
-    /// Whether the kernel can take so many rows laid together. Taps overlap, and each would have to be laid by itself. Pairs of bf16 are no faster so where one tile does not take all rows.
+    /// Whether the kernel can take so many rows laid together. Taps overlap, and each would have to be laid by itself. Pairs of bf16 are no faster so where
+    /// one tile does not take all rows.
     #[cfg(target_arch = "x86_64")]
     fn lays_together(&self, isa: Isa, rows: usize) -> bool {
         isa.level() == Level::Avx512
