@@ -6,7 +6,7 @@ use std::time::Instant;
 #[cfg(target_arch = "x86_64")]
 use super::gemm::{REGISTER_PRODUCTS, register_products};
 use super::isa::{Isa, Level, per_isa};
-use super::{Buffer, Cpu};
+use super::{Buffer, Cpu, WeightPrecision};
 use crate::backend::Result;
 
 /// Far more than any last-level cache.
@@ -15,6 +15,8 @@ const READ_CHUNK_BYTES: usize = 4 << 20;
 const ROUNDS: usize = 7;
 /// Multiply-add steps of one timed loop: a few milliseconds.
 const STEPS: usize = 1 << 20;
+/// Chunks of them: as many as threads would leave one thread with two when another is late; many small ones even that out.
+const CHUNKS: usize = 16;
 
 /// Limits of the machine with the backend's threads. Best of several rounds each.
 #[derive(Clone, Copy, Debug)]
@@ -36,35 +38,21 @@ impl Cpu {
     /// # Errors
     /// When the memory cannot be had.
     pub fn measure_peaks(&self) -> Result<Peaks> {
-        let read_bytes_per_s = self.read_bandwidth()?;
-        let f32_flops_per_s = self.multiply_add_rate(multiply_adds, lanes(self));
-        let (bf16_flops_per_s, int8_flops_per_s) = match self.isa.level() {
-            Level::Portable => (f32_flops_per_s, f32_flops_per_s),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => (
-                f32_flops_per_s,
-                self.multiply_add_rate(x86::avx2_integers, CHAINS * 16),
-            ),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 if self.isa.has_tiles() => (
-                self.multiply_add_rate(register_products::<false>, REGISTER_PRODUCTS),
-                self.multiply_add_rate(register_products::<true>, 2 * REGISTER_PRODUCTS),
-            ),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => (
-                match self.isa.multiplies_bf16() {
-                    true => self.multiply_add_rate(x86::avx512_bf16, CHAINS * 32),
-                    false => f32_flops_per_s,
-                },
-                self.multiply_add_rate(x86::avx512_integers, CHAINS * 64),
-            ),
-        };
+        let best = |weights| self.loops(weights).flops(self) / best_seconds(|| self.pass(weights));
         Ok(Peaks {
-            read_bytes_per_s,
-            f32_flops_per_s,
-            bf16_flops_per_s,
-            int8_flops_per_s,
+            read_bytes_per_s: self.read_bandwidth()?,
+            f32_flops_per_s: best(WeightPrecision::F32),
+            bf16_flops_per_s: best(WeightPrecision::Bf16),
+            int8_flops_per_s: best(WeightPrecision::Int8),
         })
+    }
+
+    /// Operations per second of products with such weights, now: some passes like those of [`Cpu::measure_peaks`], of which it takes the median. For what is
+    /// measured beside something else on the host that comes and goes.
+    pub fn product_flops_per_s(&self, weights: WeightPrecision) -> f64 {
+        let mut seconds = [0.0; ROUNDS].map(|_: f64| seconds(|| self.pass(weights)));
+        seconds.sort_by(f64::total_cmp);
+        self.loops(weights).flops(self) / seconds[ROUNDS / 2]
     }
 
     fn read_bandwidth(&self) -> Result<f64> {
@@ -83,18 +71,65 @@ impl Cpu {
         })
     }
 
-    /// Of loops whose step makes `lanes` multiply-adds.
-    fn multiply_add_rate(&self, steps: fn(Isa, usize, f32) -> f32, lanes: usize) -> f64 {
-        let threads = self.pool.threads();
-        // As many chunks as threads would leave one thread with two when another is late; many small ones even that out.
-        let chunks = 16 * threads;
-        let pass = || {
-            self.pool.run(chunks, |i| {
-                black_box(steps(self.isa, STEPS / 16, i as f32));
-            });
+    /// What multiplies by such weights.
+    fn loops(&self, weights: WeightPrecision) -> Loops {
+        let floats = Loops {
+            steps: multiply_adds,
+            lanes: lanes(self),
         };
-        let flops = (chunks * (STEPS / 16) * 2 * lanes) as f64;
-        flops / best_seconds(pass)
+        match (self.isa.level(), weights) {
+            (_, WeightPrecision::F32) | (Level::Portable, _) => floats,
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx2, WeightPrecision::Bf16) => floats,
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx2, WeightPrecision::Int8) => Loops {
+                steps: x86::avx2_integers,
+                lanes: CHAINS * 16,
+            },
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, WeightPrecision::Bf16) if self.isa.has_tiles() => Loops {
+                steps: register_products::<false>,
+                lanes: REGISTER_PRODUCTS,
+            },
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, WeightPrecision::Int8) if self.isa.has_tiles() => Loops {
+                steps: register_products::<true>,
+                lanes: 2 * REGISTER_PRODUCTS,
+            },
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, WeightPrecision::Bf16) if self.isa.multiplies_bf16() => Loops {
+                steps: x86::avx512_bf16,
+                lanes: CHAINS * 32,
+            },
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, WeightPrecision::Bf16) => floats,
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, WeightPrecision::Int8) => Loops {
+                steps: x86::avx512_integers,
+                lanes: CHAINS * 64,
+            },
+        }
+    }
+
+    /// Runs them once on every thread.
+    fn pass(&self, weights: WeightPrecision) {
+        let Loops { steps, .. } = self.loops(weights);
+        self.pool.run(CHUNKS * self.pool.threads(), |i| {
+            black_box(steps(self.isa, STEPS / CHUNKS, i as f32));
+        });
+    }
+}
+
+/// Loops on registers alone, whose step makes `lanes` multiply-adds.
+struct Loops {
+    steps: fn(Isa, usize, f32) -> f32,
+    lanes: usize,
+}
+
+impl Loops {
+    /// Operations of a pass on every thread.
+    fn flops(&self, cpu: &Cpu) -> f64 {
+        (cpu.pool.threads() * STEPS * 2 * self.lanes) as f64
     }
 }
 
@@ -116,9 +151,7 @@ impl Reads<'_> {
 
     /// Bytes per second of reading everything once, now.
     pub fn bytes_per_s(&self) -> f64 {
-        let start = Instant::now();
-        self.pass();
-        READ_BYTES as f64 / start.elapsed().as_secs_f64()
+        READ_BYTES as f64 / seconds(|| self.pass())
     }
 }
 
@@ -126,12 +159,14 @@ impl Reads<'_> {
 fn best_seconds(pass: impl Fn()) -> f64 {
     pass();
     (0..ROUNDS)
-        .map(|_| {
-            let start = Instant::now();
-            pass();
-            start.elapsed().as_secs_f64()
-        })
+        .map(|_| seconds(&pass))
         .fold(f64::INFINITY, f64::min)
+}
+
+fn seconds(pass: impl Fn()) -> f64 {
+    let start = Instant::now();
+    pass();
+    start.elapsed().as_secs_f64()
 }
 
 per_isa! {

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::{Bench, cost, median_seconds};
+use super::{Bench, cost};
 use crate::backend::Backend;
 use crate::model::flow::{Flow, FlowInput, FlowState, FlowWorkspace};
 use crate::model::voice::Voice;
@@ -37,7 +37,9 @@ pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> any
             states.push(FlowState::new(backend)?);
         }
         let inputs = vec![input; count];
-        let seconds = median_seconds(backend, bench.args.rounds.min(3), || {
+        let flop = flow.steps() as f64 * cost::flop(&cost::euler_step(&config.flow, count, frames));
+        let rounds = bench.args.rounds.min(3);
+        let (seconds, share) = bench.seconds_and_share((rounds, flop), || {
             let mut states: Vec<_> = states.iter_mut().collect();
             flow.encode(backend, &inputs, &mut states, &mut ws, &off)?;
             while !states[0].is_done() {
@@ -45,14 +47,12 @@ pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> any
             }
             Ok(())
         })?;
-        let flop = flow.steps() as f64 * cost::flop(&cost::euler_step(&config.flow, count, frames));
         writeln!(
             out,
-            "flow {count} x {frames} frames {:9.1} ms  {:.0} GFLOP/s = {:.0} % of multiply-adds, {:.0} % of products",
+            "flow {count} x {frames} frames {:9.1} ms  {:.0} GFLOP/s = {:.0} % of multiply-adds, {share}",
             seconds * 1e3,
             flop / seconds / 1e9,
             100.0 * flop / seconds / bench.limits.flops_per_s,
-            100.0 * flop / seconds / bench.limits.product_flops_per_s,
         )?;
         first.get_or_insert(seconds);
     }

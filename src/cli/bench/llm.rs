@@ -23,9 +23,14 @@ pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> any
     let bytes = weights * bench.bytes_per_weight;
     let mut first = None;
     for &batch in &bench.args.batch {
-        let mut reads = Vec::new();
-        let read = || reads.extend(bench.reads_now.map(|rate| rate()));
-        let seconds = steps(bench, &llm, (batch, CONTEXT), 1, (STEPS, read))? / STEPS as f64;
+        let (mut reads, mut products) = (Vec::new(), Vec::new());
+        let measure = || {
+            if let Some(now) = bench.now {
+                reads.push((now.read_bytes_per_s)());
+                products.push((now.product_flops_per_s)());
+            }
+        };
+        let seconds = steps(bench, &llm, (batch, CONTEXT), 1, (STEPS, measure))? / STEPS as f64;
         let of_reads = |rate: f64| 100.0 * bytes as f64 / seconds / rate;
         let between = match reads.is_empty() {
             true => String::new(),
@@ -34,24 +39,26 @@ pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> any
                 of_reads(median(reads))
             ),
         };
+        let share = bench.share_of_products(2.0 * (weights * batch) as f64 / seconds, products);
         let tokens_per_s = batch as f64 / seconds;
         let alone = *first.get_or_insert(tokens_per_s);
         writeln!(
             out,
-            "llm decode x{batch:<3} {:8.2} ms  {tokens_per_s:7.1} tokens/s ({:.1}x the first)  weights at {:.1} GB/s = {:.0} % of reads{between}, {:.0} % of products",
+            "llm decode x{batch:<3} {:8.2} ms  {tokens_per_s:7.1} tokens/s ({:.1}x the first)  weights at {:.1} GB/s = {:.0} % of reads{between}, {share}",
             seconds * 1e3,
             tokens_per_s / alone,
             bytes as f64 / seconds / 1e9,
             of_reads(bench.limits.read_bytes_per_s),
-            200.0 * (weights * batch) as f64 / seconds / bench.limits.product_flops_per_s,
         )?;
     }
-    let seconds = steps(bench, &llm, (1, 0), PROMPT, (1, || ()))?;
+    let mut products = Vec::new();
+    let measure = || products.extend(bench.now.map(|now| (now.product_flops_per_s)()));
+    let seconds = steps(bench, &llm, (1, 0), PROMPT, (1, measure))?;
     writeln!(
         out,
-        "llm prefill {PROMPT} {:8.1} ms  {:.0} % of products",
+        "llm prefill {PROMPT} {:8.1} ms  {}",
         seconds * 1e3,
-        200.0 * (weights * PROMPT) as f64 / seconds / bench.limits.product_flops_per_s,
+        bench.share_of_products(2.0 * (weights * PROMPT) as f64 / seconds, products),
     )?;
     Ok(first.unwrap_or(f64::NAN))
 }

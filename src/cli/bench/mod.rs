@@ -91,6 +91,14 @@ struct Limits {
     product_flops_per_s: f64,
 }
 
+/// Limits measured anew beside what is timed.
+#[derive(Clone, Copy)]
+struct Now<'a> {
+    read_bytes_per_s: &'a dyn Fn() -> f64,
+    /// Of linear layers with weights as they are stored.
+    product_flops_per_s: &'a dyn Fn() -> f64,
+}
+
 /// What every stage's benchmark needs.
 struct Bench<'a, B: Backend> {
     checkpoint: &'a Checkpoint,
@@ -100,8 +108,8 @@ struct Bench<'a, B: Backend> {
     bytes_per_weight: usize,
     bytes_per_value: usize,
     bytes_per_cached: usize,
-    /// Bytes per second that memory is read at now, where that changes from minute to minute.
-    reads_now: Option<&'a dyn Fn() -> f64>,
+    /// The limits as they are now, where what else the host does changes them from minute to minute.
+    now: Option<Now<'a>>,
     args: &'a Args,
 }
 
@@ -170,7 +178,10 @@ fn on_cpu(args: &Args, out: &mut impl Write) -> anyhow::Result<()> {
             bytes_per_weight: weights.bytes(),
             bytes_per_value: size_of::<f32>(),
             bytes_per_cached: backend.options().weights.bytes_of_cached(),
-            reads_now: Some(&|| reads.bytes_per_s()),
+            now: Some(Now {
+                read_bytes_per_s: &|| reads.bytes_per_s(),
+                product_flops_per_s: &|| machine.product_flops_per_s(weights.into()),
+            }),
             args,
         };
         stages(&bench, out)?;
@@ -209,7 +220,7 @@ fn on_cuda(args: &Args, ordinal: usize, out: &mut impl Write) -> anyhow::Result<
         bytes_per_weight: Weights::Bf16.bytes(),
         bytes_per_value: Weights::Bf16.bytes(),
         bytes_per_cached: Weights::Bf16.bytes(),
-        reads_now: None,
+        now: None,
         args,
     };
     stages(&bench, out)
@@ -281,6 +292,30 @@ fn print_peaks(out: &mut impl Write, cpu: &Cpu, peaks: &Peaks) -> std::io::Resul
         peaks.bf16_flops_per_s / 1e9,
         peaks.int8_flops_per_s / 1e9,
     )
+}
+
+impl<B: Backend> Bench<'_, B> {
+    /// Median seconds of one call, and what share of the products' limit so many operations in that time are, as text: of the limit at the start, and of that
+    /// measured between the calls.
+    fn seconds_and_share(
+        &self,
+        (rounds, flop): (usize, f64),
+        call: impl FnMut() -> Result<()>,
+    ) -> Result<(f64, String)> {
+        let mut rates = Vec::new();
+        let measure = || rates.extend(self.now.map(|now| (now.product_flops_per_s)()));
+        let seconds = median_seconds_between(self.backend, rounds, call, measure)?;
+        Ok((seconds, self.share_of_products(flop / seconds, rates)))
+    }
+
+    fn share_of_products(&self, flops_per_s: f64, between: Vec<f64>) -> String {
+        let of = |limit: f64| 100.0 * flops_per_s / limit;
+        let share = format!("{:.0} % of products", of(self.limits.product_flops_per_s));
+        match between.is_empty() {
+            true => share,
+            false => format!("{share}, {:.0} % of those between", of(median(between))),
+        }
+    }
 }
 
 /// Median seconds of one call, after one that is not counted.

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::{Bench, cost, median_seconds};
+use super::{Bench, cost};
 use crate::backend::{Backend, SourceNoise};
 use crate::model::vocoder::{Hift, HiftWorkspace};
 use crate::tensor::{Segments, Trace};
@@ -25,21 +25,20 @@ pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> any
         let segments = Segments::new(backend, &vec![frames; count])?;
         let seeds: Vec<u64> = (0..count as u64).collect();
         let first_samples = vec![0; count];
-        let seconds = median_seconds(backend, bench.args.rounds, || {
+        let flop = cost::flop(&cost::vocoder(config, count, frames));
+        let (seconds, share) = bench.seconds_and_share((bench.args.rounds, flop), || {
             let noise = SourceNoise::Philox {
                 seeds: &seeds,
                 first_samples: &first_samples,
             };
             hift.run(backend, &mel, &segments, &[], noise, &mut ws, &off)
         })?;
-        let flop = cost::flop(&cost::vocoder(config, count, frames));
         writeln!(
             out,
-            "vocoder {count} x {frames} frames {:6.1} ms  {:.0} GFLOP/s = {:.0} % of multiply-adds, {:.0} % of products",
+            "vocoder {count} x {frames} frames {:6.1} ms  {:.0} GFLOP/s = {:.0} % of multiply-adds, {share}",
             seconds * 1e3,
             flop / seconds / 1e9,
             100.0 * flop / seconds / bench.limits.flops_per_s,
-            100.0 * flop / seconds / bench.limits.product_flops_per_s,
         )?;
         first.get_or_insert(seconds);
     }
