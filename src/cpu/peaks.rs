@@ -15,7 +15,7 @@ const READ_CHUNK_BYTES: usize = 4 << 20;
 const ROUNDS: usize = 7;
 /// Multiply-add steps of one timed loop: a few milliseconds.
 const STEPS: usize = 1 << 20;
-/// Chunks of them: as many as threads would leave one thread with two when another is late; many small ones even that out.
+/// Chunks that each thread's are cut into: as many chunks as threads would leave one thread with two when another is late.
 const CHUNKS: usize = 16;
 
 /// Limits of the machine with the backend's threads. Best of several rounds each.
@@ -38,21 +38,25 @@ impl Cpu {
     /// # Errors
     /// When the memory cannot be had.
     pub fn measure_peaks(&self) -> Result<Peaks> {
-        let best = |weights| self.loops(weights).flops(self) / best_seconds(|| self.pass(weights));
+        let best = |loops: Loops| loops.flops(self) / best_seconds(|| self.pass(&loops));
+        let read_bytes_per_s = self.read_bandwidth()?;
+        let f32_flops_per_s = best(self.floats());
+        let of = |weights| self.loops(weights).map_or(f32_flops_per_s, best);
         Ok(Peaks {
-            read_bytes_per_s: self.read_bandwidth()?,
-            f32_flops_per_s: best(WeightPrecision::F32),
-            bf16_flops_per_s: best(WeightPrecision::Bf16),
-            int8_flops_per_s: best(WeightPrecision::Int8),
+            read_bytes_per_s,
+            f32_flops_per_s,
+            bf16_flops_per_s: of(WeightPrecision::Bf16),
+            int8_flops_per_s: of(WeightPrecision::Int8),
         })
     }
 
-    /// Operations per second of products with such weights, now: some passes like those of [`Cpu::measure_peaks`], of which it takes the median. For what is
-    /// measured beside something else on the host that comes and goes.
+    /// Operations per second of products with such weights, now: passes like those of [`Cpu::measure_peaks`], but the median of them. For what is measured while
+    /// other work on the host comes and goes.
     pub fn product_flops_per_s(&self, weights: WeightPrecision) -> f64 {
-        let mut seconds = [0.0; ROUNDS].map(|_: f64| seconds(|| self.pass(weights)));
-        seconds.sort_by(f64::total_cmp);
-        self.loops(weights).flops(self) / seconds[ROUNDS / 2]
+        let loops = self.loops(weights).unwrap_or_else(|| self.floats());
+        let mut times = [(); ROUNDS].map(|()| seconds(|| self.pass(&loops)));
+        times.sort_by(f64::total_cmp);
+        loops.flops(self) / times[ROUNDS / 2]
     }
 
     fn read_bandwidth(&self) -> Result<f64> {
@@ -71,51 +75,46 @@ impl Cpu {
         })
     }
 
-    /// What multiplies by such weights.
-    fn loops(&self, weights: WeightPrecision) -> Loops {
-        let floats = Loops {
+    fn floats(&self) -> Loops {
+        Loops {
             steps: multiply_adds,
             lanes: lanes(self),
-        };
-        match (self.isa.level(), weights) {
-            (_, WeightPrecision::F32) | (Level::Portable, _) => floats,
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx2, WeightPrecision::Bf16) => floats,
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx2, WeightPrecision::Int8) => Loops {
-                steps: x86::avx2_integers,
-                lanes: CHAINS * 16,
-            },
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, WeightPrecision::Bf16) if self.isa.has_tiles() => Loops {
-                steps: register_products::<false>,
-                lanes: REGISTER_PRODUCTS,
-            },
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, WeightPrecision::Int8) if self.isa.has_tiles() => Loops {
-                steps: register_products::<true>,
-                lanes: 2 * REGISTER_PRODUCTS,
-            },
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, WeightPrecision::Bf16) if self.isa.multiplies_bf16() => Loops {
-                steps: x86::avx512_bf16,
-                lanes: CHAINS * 32,
-            },
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, WeightPrecision::Bf16) => floats,
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, WeightPrecision::Int8) => Loops {
-                steps: x86::avx512_integers,
-                lanes: CHAINS * 64,
-            },
         }
     }
 
+    /// What multiplies by such weights, unless they are widened to f32.
+    fn loops(&self, weights: WeightPrecision) -> Option<Loops> {
+        let (steps, lanes): (fn(Isa, usize, f32) -> f32, usize) = match (self.isa.level(), weights)
+        {
+            (_, WeightPrecision::F32) | (Level::Portable, _) => return None,
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx2, WeightPrecision::Bf16) => return None,
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx2, WeightPrecision::Int8) => (x86::avx2_integers, CHAINS * 16),
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, WeightPrecision::Bf16) if self.isa.has_tiles() => {
+                (register_products::<false>, REGISTER_PRODUCTS)
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, WeightPrecision::Int8) if self.isa.has_tiles() => {
+                (register_products::<true>, 2 * REGISTER_PRODUCTS)
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, WeightPrecision::Bf16) if self.isa.multiplies_bf16() => {
+                (x86::avx512_bf16, CHAINS * 32)
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, WeightPrecision::Bf16) => return None,
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, WeightPrecision::Int8) => (x86::avx512_integers, CHAINS * 64),
+        };
+        Some(Loops { steps, lanes })
+    }
+
     /// Runs them once on every thread.
-    fn pass(&self, weights: WeightPrecision) {
-        let Loops { steps, .. } = self.loops(weights);
+    fn pass(&self, loops: &Loops) {
         self.pool.run(CHUNKS * self.pool.threads(), |i| {
-            black_box(steps(self.isa, STEPS / CHUNKS, i as f32));
+            black_box((loops.steps)(self.isa, STEPS / CHUNKS, i as f32));
         });
     }
 }
