@@ -389,3 +389,30 @@ fn bad_input_is_named() {
         assert!(!shell.path("x.wav").exists(), "{args:?} left a file");
     }
 }
+
+/// Of every stage a line for each precision, and shares of the limits at the start and of those between its calls.
+#[test]
+fn bench_says_what_shares_of_the_limits_the_stages_reach() {
+    let shell = Shell::new();
+    let args = "bench --weights f32,bf16,int8 --batch 1,2 --rounds 2 --seconds 0.2";
+    let printed = shell.ok(&args.split(' ').collect::<Vec<_>>());
+    let mut lines = 0;
+    for line in printed.lines() {
+        let limits = match line.split_whitespace().next() {
+            Some("llm") if line.contains("decode") => 4,
+            Some("llm") => 2,
+            Some("flow" | "vocoder") => 3,
+            _ => continue,
+        };
+        lines += 1;
+        let percents: Vec<f64> = line
+            .split(" % of ")
+            .filter_map(|before| before.rsplit([' ', '=']).next()?.parse().ok())
+            .collect();
+        assert_eq!(percents.len(), limits, "{line}");
+        assert!(percents.iter().all(|p| p.is_finite()), "{line}");
+        assert!(line.ends_with("% of those between"), "{line}");
+    }
+    // Two batches, a prompt, flow and vocoder, in three precisions.
+    assert_eq!(lines, 15, "{printed}");
+}
