@@ -2,10 +2,12 @@
 
 use std::cell::RefCell;
 
+use half::bf16;
+
 use super::buffer::Reused;
 use super::gemm::{self, Input, Output, Panels, Row, Span, Stored, WIDTH, Weights};
 use super::pool::{Pool, SharedMut};
-use super::{Activation, Cpu, Isa, Store, check_shape, rows, try_vec};
+use super::{Activation, Cpu, Isa, Store, WeightPrecision, check_shape, rows, try_vec};
 use crate::backend::weight::WeightData;
 use crate::backend::{Act, Dense, Epilogue, Result, Weight};
 use crate::tensor::Tensor;
@@ -72,9 +74,17 @@ impl Cpu {
                 .and_then(|(part, row)| biases[part].as_ref().map(|b| b[row]))
                 .unwrap_or(0.0)
         }));
-        let stored = Stored::linear(self.isa, self.options.weights, k);
+        let stored = Stored::linear(self.isa, self.options.weights);
         let panels = Panels::pack(panels, k, stored, |c, out| {
-            place(c).map(|(part, row)| weight_row(parts[part].0, row, out))
+            place(c).map(|(part, row)| {
+                let kind = weight_row(parts[part].0, row, out);
+                if let (Row::Values, WeightPrecision::Bf16) = (&kind, self.options.weights) {
+                    // Whatever the kernels keep them as.
+                    out.iter_mut()
+                        .for_each(|v| *v = bf16::from_f32(*v).to_f32());
+                }
+                kind
+            })
         })?;
         Ok(CpuLinear {
             panels,

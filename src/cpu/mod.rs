@@ -2,15 +2,16 @@
 //!
 //! Activations are f32. Weights of linear layers are kept in the precision of [`CpuOptions::weights`]; everything else is f32, but for
 //! what [`Isa::multiplies_bf16`] adds to weights that are not: products with bf16 weights then round their input to bf16 too, and so do
-//! convolutions of [`Fidelity::Usual`](crate::backend::Fidelity::Usual) and attention, with bf16 and with int8 weights alike.
+//! convolutions of [`Fidelity::Usual`](crate::backend::Fidelity::Usual) and attention, with bf16 and with int8 weights alike. Elsewhere products take weights of
+//! bf16 and their input as integers of 16 and 14 bits, which are ten times as exact (`gemm/fixed.rs`) and multiplied twice as fast as f32.
 //! Beside weights that are not f32 the language model's cache keeps keys and values in bf16 ([`WeightPrecision::bytes_of_cached`]).
 //! Sums stay f32, and so do norms and sampling. The vocoder is f32 too, but in tile registers,
 //! where its convolutions multiply sums of two bf16, sixteen bits and more of every value. A row's bytes depend on its
 //! own sequence and on the CPU's instructions alone: not on its batch, nor on the number of threads.
 //!
 //! Fast paths are chosen at run time ([`Isa`]). They exist for AVX2 with FMA, which has been run on AMD Zen 3 and 4, for AVX-512 with VNNI and
-//! BF16, which has been run on Zen 4 and 5 and on Emerald Rapids, whose multiply-adds of f32 are faster than those of bf16, so that weights of
-//! bf16 are widened there, and for Intel's AMX, which has been run on one Xeon: its tile registers multiply bf16 and int8
+//! BF16, which has been run on Zen 4 and 5, on Ice Lake, which has no BF16, and on Emerald Rapids, whose multiply-adds of bf16 are slow, so that they are not
+//! used there, and for Intel's AMX, which has been run on one Xeon: its tile registers multiply bf16 and int8
 //! (`gemm/tiled.rs`), and they are the only way that weights of these precisions are multiplied there. Everywhere else the portable loops run.
 
 mod attention;
@@ -52,14 +53,14 @@ use crate::tensor::{Ids, Tensor};
 use attention::Rotary;
 use pool::Pool;
 
-/// In what precision the weights of linear layers are kept. Products accumulate in f32, those with int8 weights in exact integers over
-/// stretches of 128 values and in f32 beyond.
+/// In what precision the weights of linear layers are kept. Products accumulate in f32, those in integers exactly over stretches of 128 values and in f32 beyond.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightPrecision {
     /// As exact as the checkpoint. What must agree with the reference to the bit (speech tokens of a prompt) needs this.
     #[default]
     F32,
-    /// Rounded to the nearest bf16: half the bytes to read per token. Where the CPU multiplies bf16, inputs are rounded as well.
+    /// Rounded to the nearest bf16: half the bytes to read per token. Where the CPU multiplies bf16, inputs are rounded as well; elsewhere both become
+    /// 16-bit integers with one scale per output channel, and per row and stretch.
     Bf16,
     /// Symmetric int8 with one scale per output channel: a quarter of the bytes. Products round their input to int8 too, with one scale per row and
     /// stretch, an error of the size of the weights' own.

@@ -25,7 +25,7 @@ pub struct Peaks {
     pub read_bytes_per_s: f64,
     /// Operations per second (a multiply-add is two) of f32 multiply-adds on registers.
     pub f32_flops_per_s: f64,
-    /// The same for products with bf16 weights. Where the CPU has no fast instruction for it they are widened to f32, and the limit is that of f32.
+    /// The same for products with bf16 weights. Where the CPU has no fast instruction for it these are products of pairs of 16-bit integers.
     pub bf16_flops_per_s: f64,
     /// The same for products with int8 weights: of bytes by bytes with AVX-512 and in tile registers, of pairs of 16-bit integers, which bytes are widened to,
     /// with AVX2.
@@ -82,15 +82,15 @@ impl Cpu {
         }
     }
 
-    /// What multiplies by such weights, unless they are widened to f32.
+    /// What multiplies by such weights, unless that is f32 or loops that the compiler makes.
     fn loops(&self, weights: WeightPrecision) -> Option<Loops> {
         let (steps, lanes): (fn(Isa, usize, f32) -> f32, usize) = match (self.isa.level(), weights)
         {
             (_, WeightPrecision::F32) | (Level::Portable, _) => return None,
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx2, WeightPrecision::Bf16) => return None,
-            #[cfg(target_arch = "x86_64")]
-            (Level::Avx2, WeightPrecision::Int8) => (x86::avx2_integers, CHAINS * 16),
+            (Level::Avx2, WeightPrecision::Bf16 | WeightPrecision::Int8) => {
+                (x86::avx2_integers, CHAINS * 16)
+            }
             #[cfg(target_arch = "x86_64")]
             (Level::Avx512, WeightPrecision::Bf16) if self.isa.has_tiles() => {
                 (register_products::<false>, REGISTER_PRODUCTS)
@@ -104,7 +104,7 @@ impl Cpu {
                 (x86::avx512_bf16, CHAINS * 32)
             }
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, WeightPrecision::Bf16) => return None,
+            (Level::Avx512, WeightPrecision::Bf16) => (x86::avx512_pairs, CHAINS * 32),
             #[cfg(target_arch = "x86_64")]
             (Level::Avx512, WeightPrecision::Int8) => (x86::avx512_integers, CHAINS * 64),
         };
@@ -273,6 +273,11 @@ mod x86 {
         /// Fours of bytes are multiplied and added to each chain.
         avx512_integers, "avx512f,avx512vnni", |v: f32| _mm512_set1_epi32((v * 1000.0) as i32),
         |c, a| _mm512_dpbusd_epi32(*c, a, a), |c| _mm512_cvtsi512_si32(c) as f32
+    );
+    rate!(
+        /// The same of pairs of 16-bit integers.
+        avx512_pairs, "avx512f,avx512vnni", |v: f32| _mm512_set1_epi32((v * 1000.0) as i32),
+        |c, a| _mm512_dpwssd_epi32(*c, a, a), |c| _mm512_cvtsi512_si32(c) as f32
     );
     rate!(
         /// The same of bf16.

@@ -6,7 +6,9 @@ use cosyvoice::cpu::{Activation, Cpu, Store, WeightPrecision};
 use cosyvoice::tensor::Tensor;
 
 use super::cases::{LINEARS, ROWS, values};
-use super::{F32_BOUND, backends, bits, check, check_each, cpu, in_bf16, rounds_to_bf16, tensor};
+use super::{
+    F32_BOUND, backends, bf16_bound, bits, check, check_each, cpu, in_bf16, rounds_to_bf16, tensor,
+};
 use crate::support::metrics::nmse;
 
 const PRECISIONS: [WeightPrecision; 3] = [
@@ -17,9 +19,10 @@ const PRECISIONS: [WeightPrecision; 3] = [
 
 /// Bound on the NMSE of a product. With int8 weights its input is rounded too, to steps of 1 / 127 of the largest value of a stretch: for evenly spread
 /// values that is an NMSE of 3 / (12 · 127²) = 1.55e-5, of a few products up to twice that, which the reference does not have.
-fn bound(precision: WeightPrecision) -> f64 {
+fn bound(cpu: &Cpu, precision: WeightPrecision) -> f64 {
     match precision {
-        WeightPrecision::F32 | WeightPrecision::Bf16 => F32_BOUND,
+        WeightPrecision::F32 => F32_BOUND,
+        WeightPrecision::Bf16 => bf16_bound(cpu),
         WeightPrecision::Int8 => 5e-5,
     }
 }
@@ -110,7 +113,7 @@ fn linear_of_every_size_and_precision() {
                 check_each(
                     &what,
                     precision,
-                    |_| bound(precision),
+                    |cpu| bound(cpu, precision),
                     expected,
                     |cpu| case.actual(cpu, |_| Epilogue::None, &case.old),
                 );
@@ -258,17 +261,19 @@ fn a_row_alone_equals_the_row_in_a_batch() {
 }
 
 #[test]
-fn int8_products_are_the_same_with_all_instructions_and_threads() {
-    for (m, k) in LINEARS {
-        for n in ROWS {
+fn products_in_integers_are_the_same_with_all_instructions_and_threads() {
+    for ((m, k), n) in LINEARS.into_iter().flat_map(|l| ROWS.map(|n| (l, n))) {
+        for precision in [WeightPrecision::Int8, WeightPrecision::Bf16] {
             let case = Case::new(n, m, k);
             let mut first = None;
-            for cpu in backends(WeightPrecision::Int8) {
+            let mut all = backends(precision);
+            all.retain(|cpu| precision == WeightPrecision::Int8 || !cpu.isa().multiplies_bf16());
+            for cpu in all {
                 let actual = bits(&case.actual(&cpu, |_| Epilogue::None, &case.old));
                 let (threads, name) = (cpu.options().threads, cpu.instructions());
                 assert!(
                     *first.get_or_insert_with(|| actual.clone()) == actual,
-                    "{n}x{m}x{k}: {threads} threads or {name} change the result"
+                    "{precision:?} {n}x{m}x{k}: {threads} threads or {name} change the result"
                 );
             }
         }
@@ -279,7 +284,7 @@ fn int8_products_are_the_same_with_all_instructions_and_threads() {
 fn int8_products_of_rows_of_all_magnitudes() {
     let (m, k) = (33, 700);
     let magnitudes = [1.0, 0.0, 1e-33, 1e-20, 1e30, 1.0];
-    let mut bounds = [bound(WeightPrecision::Int8); 6];
+    let mut bounds = [bound(&cpu(), WeightPrecision::Int8); 6];
     let mut case = Case::new(magnitudes.len(), m, k);
     case.bias.fill(0.0);
     for (row, magnitude) in case.x.chunks_mut(k).zip(magnitudes) {

@@ -1,4 +1,4 @@
-//! The kernel for AVX-512: sums of f32, of pairs of bf16, widened or not, or of fours of integers. In registers are up to 6 rows by 64 columns where
+//! The kernel for AVX-512: sums of f32, of pairs of bf16, widened or not, of fours of bytes or of pairs of 16-bit integers. In registers are up to 6 rows by 64 columns where
 //! rows lie one after the other, and where they lie together, word by word, up to 8 rows by 48 columns, 12 by 32 or 16 by 16.
 
 use std::arch::x86_64::*;
@@ -522,6 +522,7 @@ unsafe fn interleave_words(x: *const i32, stride: usize, rows: usize, words: usi
 pub(crate) trait Word: bytemuck::Pod {}
 impl Word for f32 {}
 impl Word for [i8; 4] {}
+impl Word for [i16; 2] {}
 impl Word for [u16; 2] {}
 
 /// `out = bf16(x)`, to the nearest, of two the even one.

@@ -4,7 +4,7 @@
 //! kernels'.
 
 use super::amx::{Ahead, LINE};
-use super::int8::SEGMENT;
+use super::integers::SEGMENT;
 use super::panels::FOURS_DEPTH;
 use super::tiles::{LANES, ROWS, Shape, Tiles};
 use super::{Accumulators, Isa, MAX_PANELS, WIDTH};

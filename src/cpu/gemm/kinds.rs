@@ -1,4 +1,4 @@
-//! What AVX-512 multiplies: f32, pairs of bf16, widened or not, or fours of integers.
+//! What AVX-512 multiplies: f32, pairs of bf16, widened or not, fours of bytes or pairs of 16-bit integers.
 
 use std::arch::x86_64::*;
 
@@ -166,9 +166,9 @@ impl Kind for Widened {
 }
 
 /// Fours of int8 with sign by fours of bytes without.
-pub(super) struct Integer;
+pub(crate) struct Bytes;
 
-impl Kind for Integer {
+impl Kind for Bytes {
     type X = i8;
     type W = u8;
     type Columns = __m512i;
@@ -203,6 +203,55 @@ impl Kind for Integer {
         unsafe {
             std::arch::asm!(
                 "vpdpbusd {sums}, {w}, dword ptr [{x} + {offset}]{{1to16}}",
+                sums = inout(zmm_reg) sums,
+                w = in(zmm_reg) w,
+                x = in(reg) x,
+                offset = const OFFSET,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        sums
+    }
+}
+
+/// Pairs of 16-bit integers.
+pub(crate) struct Words;
+
+impl Kind for Words {
+    type X = i16;
+    type W = i16;
+    type Columns = __m512i;
+    const STEP: usize = 2;
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    unsafe fn load(p: *const i16) -> __m512i {
+        // SAFETY: by the caller's promise.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(sums: __m512, x: *const i16, w: __m512i, _: usize) -> __m512 {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
+            _mm512_castsi512_ps(_mm512_dpwssd_epi32(_mm512_castps_si512(sums), w, x))
+        }
+    }
+
+    /// In assembly, as pairs of bf16 are.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn add_behind<const OFFSET: usize>(
+        mut sums: __m512,
+        x: *const i16,
+        w: __m512i,
+        _: usize,
+    ) -> __m512 {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            std::arch::asm!(
+                "vpdpwssd {sums}, {w}, dword ptr [{x} + {offset}]{{1to16}}",
                 sums = inout(zmm_reg) sums,
                 w = in(zmm_reg) w,
                 x = in(reg) x,

@@ -1,8 +1,8 @@
 //! Matrix products on packed weights: linear layers and, as products over shifted rows, convolutions.
 //!
 //! Every output is one chain of multiply-adds over `k = 0, 1, …`, in that order, whatever the number of input rows and whatever kernel
-//! computes it; with pairs of bf16 it is a chain over pairs, in tile registers over the sums of 16 pairs, with int8 weights over the exact sums of fixed
-//! stretches of `k`. So a row's bytes do not depend on its
+//! computes it; with pairs of bf16 it is a chain over pairs, in tile registers over the sums of 16 pairs, with weights that are integers over the exact sums of
+//! fixed stretches of `k`. So a row's bytes do not depend on its
 //! neighbours nor on the threads. What may be chosen freely, and is chosen for speed, is which outputs are computed together.
 
 mod accumulate;
@@ -15,11 +15,13 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 mod finish;
+mod fixed;
 mod int8;
 #[cfg(target_arch = "x86_64")]
 mod int8_amx;
+mod integers;
 #[cfg(target_arch = "x86_64")]
-mod int8_avx2;
+mod integers_avx2;
 #[cfg(target_arch = "x86_64")]
 mod interleaved;
 #[cfg(target_arch = "x86_64")]
@@ -48,6 +50,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Store;
 use super::isa::{Isa, Level};
 use super::pool::{Pool, SharedMut};
+use integers::Rows as Integers;
 use panels::Values;
 
 /// Rows of an output block: its accumulators stay in the first-level cache.
@@ -201,7 +204,8 @@ pub(crate) fn number() -> u64 {
 thread_local! {
     static WORKSPACE: RefCell<Workspace> = RefCell::new(Workspace {
         acc: Box::new(Aligned([[[0.0; WIDTH]; BLOCK_ROWS]; BLOCK_PANELS])),
-        rounded: int8::Rows::default(),
+        bytes: Integers::default(),
+        words: Integers::default(),
         #[cfg(target_arch = "x86_64")]
         pairs: bf16::Rows::default(),
         #[cfg(target_arch = "x86_64")]
@@ -213,7 +217,9 @@ thread_local! {
 struct Workspace {
     acc: Box<Aligned>,
     /// Rows of the block under way, for int8 weights: kept because a thread often works on several chunks of the same rows.
-    rounded: int8::Rows,
+    bytes: Integers<i8>,
+    /// The same for weights of 16-bit integers.
+    words: Integers<i16>,
     /// The same for products of pairs of bf16.
     #[cfg(target_arch = "x86_64")]
     pairs: bf16::Rows,
@@ -296,14 +302,13 @@ impl Job<'_> {
         isa.level() == Level::Avx512
             && match self.w.panels.values() {
                 Values::F32(_) => self.x.taps == 1,
-                Values::Pairs(_) if !isa.multiplies_bf16() => self.x.taps == 1,
                 Values::Pairs(_) => {
                     let even =
                         self.x.depth.is_multiple_of(2) && self.x.row_stride.is_multiple_of(2);
                     self.x.taps == 1 && even && rows <= interleaved::MOST_ROWS
                 }
-                Values::Bf16(_) | Values::Split(_) | Values::I8(_) => false,
-                Values::Fours(_) => true,
+                Values::Split(_) | Values::I8(_) => false,
+                Values::Fours(_) | Values::I16(_) => true,
             }
     }
 
@@ -327,12 +332,12 @@ impl Job<'_> {
     #[cfg(target_arch = "x86_64")]
     fn takes_tiles(&self, isa: Isa) -> bool {
         let values = self.w.panels.values();
-        isa.has_tiles() && !matches!(values, Values::F32(_) | Values::Bf16(_) | Values::I8(_))
+        isa.has_tiles() && !matches!(values, Values::F32(_) | Values::I16(_) | Values::I8(_))
     }
 
     /// The blocks of rows that chunks work on.
     fn row_blocks(&self, threads: usize, isa: Isa, spans: &[Span]) -> RowBlocks {
-        let row_bytes = self.row_bytes(isa).max(1);
+        let row_bytes = self.row_bytes().max(1);
         #[cfg(target_arch = "x86_64")]
         if self.takes_tiles(isa) {
             return RowBlocks::new(spans, tiled::block_rows(spans, row_bytes, threads));
@@ -352,13 +357,14 @@ impl Job<'_> {
     }
 
     /// Bytes that a row adds to a block.
-    fn row_bytes(&self, isa: Isa) -> usize {
+    fn row_bytes(&self) -> usize {
         match self.w.panels.values() {
-            Values::I8(_) => int8::Rows::row_bytes(self.w.panels.k) * size_of::<i16>(),
+            // AVX2 multiplies 16 bits of both.
+            Values::I8(_) | Values::I16(_) => Integers::<i16>::row_bytes(self.w.panels.k),
             #[cfg(target_arch = "x86_64")]
-            Values::Fours(_) => int8::Rows::row_bytes(self.w.panels.k),
+            Values::Fours(_) => Integers::<i8>::row_bytes(self.w.panels.k),
             #[cfg(target_arch = "x86_64")]
-            Values::Pairs(_) if isa.multiplies_bf16() => self.x.row_stride * size_of::<u16>(),
+            Values::Pairs(_) => self.x.row_stride * size_of::<u16>(),
             _ => self.x.row_stride * size_of::<f32>(),
         }
     }
@@ -378,9 +384,21 @@ impl Job<'_> {
         let acc = &mut workspace.acc.0;
         let input = span.input + offset * self.x.row_stride;
         let name = (self.number, index);
-        if self.w.panels.is_int8() {
-            let (rounded, x) = (&mut workspace.rounded, &self.x);
-            rounded.load(isa, name, x, input, span.rows);
+        match self.w.panels.values() {
+            Values::I16(_) => {
+                let words = &mut workspace.words;
+                words.load(isa, name, &self.x, input, span.rows);
+            }
+            Values::I8(_) => {
+                let bytes = &mut workspace.bytes;
+                bytes.load(isa, name, &self.x, input, span.rows);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Values::Fours(_) => {
+                let bytes = &mut workspace.bytes;
+                bytes.load(isa, name, &self.x, input, span.rows);
+            }
+            _ => {}
         }
         #[cfg(target_arch = "x86_64")]
         let together = self.takes_together(isa, span.rows);
@@ -399,32 +417,14 @@ impl Job<'_> {
                     self.accumulate_together::<Single>(isa, b, x, range, acc);
                 }
                 #[cfg(target_arch = "x86_64")]
-                Values::Pairs(b) if together && isa.multiplies_bf16() => {
+                Values::Pairs(b) if together => {
                     let span = Span { input, ..span };
                     let x = workspace.pairs.load_together(isa, name, &self.x, span);
                     self.accumulate_together::<Bf16>(isa, b, x, range, acc);
                 }
-                #[cfg(target_arch = "x86_64")]
-                Values::Pairs(b) if together => {
-                    let rows = (input, span.rows);
-                    let x = workspace.together.load(isa, name, &self.x, rows);
-                    self.accumulate_together::<Widened>(isa, b, x, range, acc);
-                }
                 Values::F32(b) => {
                     let run = |call: &Call<'_>, b: &[f32], out: Target<'_>| call.run(isa, b, out);
                     self.accumulate(b, (input, span.rows), range, acc, run);
-                }
-                Values::Bf16(b) => {
-                    let run = |call: &Call<'_>, b: &[u16], out: Target<'_>| call.run(isa, b, out);
-                    self.accumulate(b, (input, span.rows), range, acc, run);
-                }
-                #[cfg(target_arch = "x86_64")]
-                Values::Pairs(b) if !isa.multiplies_bf16() => {
-                    self.accumulate(b, (input, span.rows), range, acc, |call, b, out| {
-                        let next = call.panels * call.panel_stride;
-                        let b = avx512::Side::strided(b, call.panels, call.panel_stride, next);
-                        avx512::run::<Widened>(isa, call, None, b, out);
-                    });
                 }
                 #[cfg(target_arch = "x86_64")]
                 Values::Pairs(b) => {
@@ -438,14 +438,25 @@ impl Job<'_> {
                 }
                 Values::I8(b) => {
                     let size = self.w.panels.panel_values();
-                    let b = &b[panel * size..];
-                    workspace.rounded.multiply(isa, b, (count, size), acc);
+                    let bytes = &workspace.bytes;
+                    bytes.multiply(isa, &b[panel * size..], (count, size), acc);
                 }
                 #[cfg(target_arch = "x86_64")]
                 Values::Fours(b) => {
                     let size = self.w.panels.panel_values();
-                    let b = &b[panel * size..];
-                    workspace.rounded.multiply_fours(isa, b, (count, size), acc);
+                    let bytes = &workspace.bytes;
+                    bytes.multiply_wide(isa, &b[panel * size..], (count, size), acc);
+                }
+                #[cfg(target_arch = "x86_64")]
+                Values::I16(b) if isa.level() == Level::Avx512 => {
+                    let size = self.w.panels.panel_values();
+                    let words = &workspace.words;
+                    words.multiply_wide(isa, &b[panel * size..], (count, size), acc);
+                }
+                Values::I16(b) => {
+                    let size = self.w.panels.panel_values();
+                    let words = &workspace.words;
+                    words.multiply(isa, &b[panel * size..], (count, size), acc);
                 }
             }
             let row = span.out + offset * self.row_step;
@@ -567,7 +578,7 @@ impl Element for f32 {
         avx512::run::<Single>(isa, call, None, b, out);
     }
 }
-/// At this level only bf16 of odd depths is stored so; see [`Stored`].
+/// Of the language model's cache, which is stored otherwise at this level.
 #[cfg(target_arch = "x86_64")]
 impl Element for u16 {}
 /// A stored weight that products widen to f32.

@@ -1,10 +1,11 @@
-//! Packed weights: panels of 16 output channels, `[M / 16][K][16]` in f32 or bf16, `[M / 16][K / 2][16][2]` in int8 or pairs of bf16,
+//! Packed weights: panels of 16 output channels, `[M / 16][K][16]` in f32, `[M / 16][K / 2][16][2]` in int8, 16-bit integers or pairs of bf16,
 //! `[M / 16][K / 4][16][4]` in int8 where AVX-512 or tile registers multiply them.
 //!
 //! One step of the inner loop reads one row of a panel, so a panel is read from front to back once, whatever the number of input rows.
 
 use half::bf16;
 
+use super::fixed;
 use crate::backend::Result;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::isa::Level;
@@ -23,18 +24,16 @@ pub(super) const FOURS_DEPTH: usize = 64;
 
 /// Values of all panels.
 ///
-/// A bf16 row of 16 that AVX2 is to widen is stored with column `j` in the low and column `j + 8` in the high half of 32-bit word `j`: a shift and a mask make two
-/// vectors of eight f32. Int8 rows come in pairs, since integers are multiplied and added in pairs, and so do bf16 rows where
-/// AVX-512 multiplies them, so or widened; past an odd depth the second row is zero.
+/// Rows of integers come in pairs, since they are multiplied and added in pairs, and so do rows of bf16; past an odd depth the second row is zero.
 pub(crate) enum Values<'a> {
     F32(&'a [f32]),
-    Bf16(&'a [u16]),
     #[cfg(target_arch = "x86_64")]
     Pairs(&'a [u16]),
     /// Pairs of the high parts of a panel, then of the low ones.
     #[cfg(target_arch = "x86_64")]
     Split(&'a [u16]),
     I8(&'a [i8]),
+    I16(&'a [i16]),
     /// Fours of int8, each with 128 added.
     #[cfg(target_arch = "x86_64")]
     Fours(&'a [u8]),
@@ -44,9 +43,8 @@ pub(crate) enum Values<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stored {
     F32,
-    /// To be widened to f32.
-    Bf16,
-    /// To be multiplied as they are, or to be widened two rows at a time.
+    /// As integers of 16 bits ([`fixed`]).
+    Fixed,
     #[cfg(target_arch = "x86_64")]
     Bf16Pairs,
     /// As sums of two bf16, sixteen bits and more of each value, for tile registers.
@@ -59,18 +57,13 @@ pub(crate) enum Stored {
 }
 
 impl Stored {
-    /// How the kernels of `isa` want weights of linear layers of depth `k`. Pairs are widened of an even depth only: an odd one's last row of
-    /// the input ends inside a pair.
-    pub(crate) fn linear(isa: Isa, precision: WeightPrecision, k: usize) -> Self {
+    /// How the kernels of `isa` want weights of linear layers.
+    pub(crate) fn linear(isa: Isa, precision: WeightPrecision) -> Self {
         match precision {
             WeightPrecision::F32 => Self::F32,
             #[cfg(target_arch = "x86_64")]
-            WeightPrecision::Bf16
-                if isa.multiplies_bf16() || isa.level() == Level::Avx512 && k.is_multiple_of(2) =>
-            {
-                Self::Bf16Pairs
-            }
-            WeightPrecision::Bf16 => Self::Bf16,
+            WeightPrecision::Bf16 if isa.multiplies_bf16() => Self::Bf16Pairs,
+            WeightPrecision::Bf16 => Self::Fixed,
             #[cfg(target_arch = "x86_64")]
             WeightPrecision::Int8 if isa.level() == Level::Avx512 => Self::Int8Fours,
             WeightPrecision::Int8 => Self::Int8,
@@ -89,7 +82,7 @@ impl Stored {
     /// Whether a channel has a scale.
     fn is_scaled(self) -> bool {
         match self {
-            Self::Int8 => true,
+            Self::Int8 | Self::Fixed => true,
             #[cfg(target_arch = "x86_64")]
             Self::Int8Fours => true,
             _ => false,
@@ -111,7 +104,7 @@ impl Stored {
     fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::Fixed => 2,
             #[cfg(target_arch = "x86_64")]
             Self::Bf16Pairs => 2,
             #[cfg(target_arch = "x86_64")]
@@ -125,10 +118,10 @@ impl Stored {
     /// Depth of the panels of a matrix of depth `k`.
     fn depth(self, k: usize) -> usize {
         match self {
-            Self::F32 | Self::Bf16 => k,
+            Self::F32 => k,
             #[cfg(target_arch = "x86_64")]
             Self::Bf16Pairs | Self::Bf16Split => k.next_multiple_of(2),
-            Self::Int8 => k.next_multiple_of(2),
+            Self::Int8 | Self::Fixed => k.next_multiple_of(2),
             #[cfg(target_arch = "x86_64")]
             Self::Int8Fours => k.next_multiple_of(FOURS_DEPTH),
         }
@@ -147,7 +140,7 @@ pub(crate) enum Row {
 pub(crate) struct Panels {
     lines: Lines,
     stored: Stored,
-    /// One per packed channel when int8.
+    /// One per packed channel of integers.
     pub(crate) scale: Vec<f32>,
     pub(crate) k: usize,
     pub(crate) count: usize,
@@ -199,11 +192,14 @@ impl Panels {
                     values[first + k * WIDTH + column] = v;
                 }
             }
-            Stored::Bf16 => {
-                let values: &mut [u16] = bytemuck::cast_slice_mut(&mut self.lines);
-                let place = 2 * (column % 8) + column / 8;
+            Stored::Fixed => {
+                self.scale[channel] = match kind {
+                    Row::Quantised(scale) => scale,
+                    Row::Values => fixed::round_channel(row),
+                };
+                let values: &mut [i16] = bytemuck::cast_slice_mut(&mut self.lines);
                 for (k, &v) in row.iter().enumerate() {
-                    values[first + k * WIDTH + place] = bf16::from_f32(v).to_bits();
+                    values[first + 2 * (k / 2 * WIDTH + column) + k % 2] = v as i16;
                 }
             }
             #[cfg(target_arch = "x86_64")]
@@ -263,11 +259,6 @@ impl Panels {
         self.stored.depth(self.k) * WIDTH
     }
 
-    /// Whether products round their input to int8 too.
-    pub(super) fn is_int8(&self) -> bool {
-        self.stored.is_scaled()
-    }
-
     /// Bytes of a panel.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn panel_bytes(&self) -> usize {
@@ -285,7 +276,7 @@ impl Panels {
         let n = self.count * self.panel_values();
         match self.stored {
             Stored::F32 => Values::F32(&bytemuck::cast_slice(&self.lines)[..n]),
-            Stored::Bf16 => Values::Bf16(&bytemuck::cast_slice(&self.lines)[..n]),
+            Stored::Fixed => Values::I16(&bytemuck::cast_slice(&self.lines)[..n]),
             #[cfg(target_arch = "x86_64")]
             Stored::Bf16Pairs => Values::Pairs(&bytemuck::cast_slice(&self.lines)[..n]),
             #[cfg(target_arch = "x86_64")]

@@ -1,8 +1,8 @@
-//! The int8 kernel for AVX2: up to 6 rows by 16 columns of integer sums in registers, or fewer rows by more panels.
+//! The kernel of integers for AVX2: up to 6 rows by 16 columns of integer sums in registers, or fewer rows by more panels.
 
 use std::arch::x86_64::*;
 
-use super::int8::{Rows, SEGMENT, Stretch};
+use super::integers::{Rows, SEGMENT, Stretch, Weight, Whole};
 use super::{Accumulators, Isa, WIDTH, rows_per_call};
 
 /// Bytes that the weights are fetched ahead. Panels are read one after the other, so this holds across their ends. Panels that are read side
@@ -10,10 +10,10 @@ use super::{Accumulators, Isa, WIDTH, rows_per_call};
 const PREFETCH_BYTES: usize = 2048;
 
 /// `acc [panel][rows] = rows · panel` for `count` panels of `size` weights, `[pairs][16][2]`.
-pub(super) fn run(
+pub(super) fn run<V: Whole, W: Weight>(
     _proof: Isa,
-    x: &Rows,
-    b: &[i8],
+    x: &Rows<V>,
+    b: &[W],
     (count, size): (usize, usize),
     acc: &mut Accumulators,
 ) {
@@ -47,14 +47,14 @@ pub(super) fn run(
                 // SAFETY: the level says that AVX2 is there.
                 unsafe {
                     match (rows, panels) {
-                        (1, 4) => tile::<1, 4>(x, weights, acc, row),
-                        (1, _) => tile::<1, 1>(x, weights, acc, row),
-                        (2, 2) => tile::<2, 2>(x, weights, acc, row),
-                        (2, _) => tile::<2, 1>(x, weights, acc, row),
-                        (3, _) => tile::<3, 1>(x, weights, acc, row),
-                        (4, _) => tile::<4, 1>(x, weights, acc, row),
-                        (5, _) => tile::<5, 1>(x, weights, acc, row),
-                        _ => tile::<6, 1>(x, weights, acc, row),
+                        (1, 4) => tile::<W, 1, 4>(x, weights, acc, row),
+                        (1, _) => tile::<W, 1, 1>(x, weights, acc, row),
+                        (2, 2) => tile::<W, 2, 2>(x, weights, acc, row),
+                        (2, _) => tile::<W, 2, 1>(x, weights, acc, row),
+                        (3, _) => tile::<W, 3, 1>(x, weights, acc, row),
+                        (4, _) => tile::<W, 4, 1>(x, weights, acc, row),
+                        (5, _) => tile::<W, 5, 1>(x, weights, acc, row),
+                        _ => tile::<W, 6, 1>(x, weights, acc, row),
                     }
                 }
             }
@@ -65,8 +65,8 @@ pub(super) fn run(
 
 /// A segment of some panels: `pairs` times 32 weights from `first` on, in each panel of `size` weights.
 #[derive(Clone, Copy)]
-struct Weights<'a> {
-    b: &'a [i8],
+struct Weights<'a, W> {
+    b: &'a [W],
     first: usize,
     size: usize,
     pairs: usize,
@@ -74,9 +74,9 @@ struct Weights<'a> {
 
 /// `acc [panel][row..] += x · weights` for `R` rows and `P` panels: two multiply-adds of 16-bit pairs for eight columns each.
 #[target_feature(enable = "avx2,fma")]
-fn tile<const R: usize, const P: usize>(
+fn tile<W: Weight, const R: usize, const P: usize>(
     x: Stretch<'_, i16>,
-    weights: Weights<'_>,
+    weights: Weights<'_, W>,
     acc: &mut [[[f32; WIDTH]; super::BLOCK_ROWS]],
     row: usize,
 ) {
@@ -97,12 +97,9 @@ fn tile<const R: usize, const P: usize>(
             for p in 0..P {
                 let w = b.add(p * size + pair * 2 * WIDTH);
                 if P == 1 {
-                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PREFETCH_BYTES));
+                    _mm_prefetch::<_MM_HINT_T0>(w.cast::<i8>().wrapping_add(PREFETCH_BYTES));
                 }
-                let w = [
-                    _mm256_cvtepi8_epi16(_mm_loadu_si128(w.cast())),
-                    _mm256_cvtepi8_epi16(_mm_loadu_si128(w.add(WIDTH).cast())),
-                ];
+                let w = W::load(w);
                 for r in 0..R {
                     let x = values.add(r * SEGMENT + 2 * pair);
                     let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
