@@ -67,14 +67,6 @@ impl Weight for i16 {
     fn wide(self) -> i32 {
         self.into()
     }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn load(p: *const i16) -> [std::arch::x86_64::__m256i; 2] {
-        use std::arch::x86_64::*;
-        // SAFETY: by the caller's promise.
-        unsafe { [0, 16].map(|first| _mm256_loadu_si256(p.add(first).cast())) }
-    }
 }
 
 per_isa! {

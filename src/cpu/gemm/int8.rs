@@ -53,14 +53,6 @@ impl Weight for i8 {
     fn wide(self) -> i32 {
         self.into()
     }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn load(p: *const i8) -> [std::arch::x86_64::__m256i; 2] {
-        use std::arch::x86_64::*;
-        // SAFETY: by the caller's promise.
-        unsafe { [0, 16].map(|first| _mm256_cvtepi8_epi16(_mm_loadu_si128(p.add(first).cast()))) }
-    }
 }
 
 per_isa! {

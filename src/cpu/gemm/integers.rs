@@ -8,9 +8,14 @@
 //! kernel computes the same bytes. The rounding adds errors of at most half a step, of which a segment's largest value has [`Whole::LARGEST`]: a value that is
 //! far above the others blurs those of its segment alone.
 
+#[cfg(not(target_arch = "x86_64"))]
+use bytemuck::Pod as Load;
+
+#[cfg(target_arch = "x86_64")]
+use super::integers_avx2::Load;
 use super::{Accumulators, Input, Isa, Level, WIDTH};
 #[cfg(target_arch = "x86_64")]
-use super::{Call, Hardware, Target, amx, avx512, int8_amx, interleaved, kinds};
+use super::{Hardware, amx, avx512, int8_amx, kinds};
 use crate::cpu::buffer::Reused;
 
 /// Depth that shares one scale. Longer ones make more values share a large one's steps; shorter ones spend more on scaling: of int8 a step in sixteen at this
@@ -18,10 +23,6 @@ use crate::cpu::buffer::Reused;
 pub(super) const SEGMENT: usize = 128;
 /// Added to a f32 below 2²² in size, leaves the nearest integer (of two, the even one) in the low bits of the sum.
 const TO_INTEGER: f32 = 12_582_912.0;
-/// Bytes of a panel's block where several tiles take turns at it: it stays in the first-level cache with its input.
-#[cfg(target_arch = "x86_64")]
-const BLOCK_BYTES: usize = 8192;
-
 /// An integer that activations are rounded to.
 pub(super) trait Whole: bytemuck::Pod + Default {
     /// Largest size of a rounded activation.
@@ -56,15 +57,8 @@ pub(super) trait Whole: bytemuck::Pod + Default {
 }
 
 /// A weight that portable loops and AVX2 multiply by such integers.
-pub(super) trait Weight: bytemuck::Pod {
+pub(super) trait Weight: Load {
     fn wide(self) -> i32;
-
-    /// Columns 0..8 and 8..16 of the pair of panel rows at `p`, in 16 bits each.
-    ///
-    /// # Safety
-    /// AVX2 must be there, and 32 values readable at `p`.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn load(p: *const Self) -> [std::arch::x86_64::__m256i; 2];
 }
 
 /// A block of rows of the input, rounded.
@@ -72,16 +66,16 @@ pub(super) trait Weight: bytemuck::Pod {
 pub(super) struct Rows<V: Whole> {
     /// Which block of which product this is.
     name: Option<(u64, usize)>,
-    count: usize,
-    depth: usize,
+    pub(super) count: usize,
+    pub(super) depth: usize,
     /// Rows that a segment has room for: in tile registers, which hold anything past the last row, whole registers of them.
-    places: usize,
+    pub(super) places: usize,
     /// `[K / SEGMENT][places][SEGMENT]`; past the depth come zeros.
-    values: Reused<V>,
+    pub(super) values: Reused<V>,
     /// `[K / SEGMENT][rows]`
-    scales: Vec<f32>,
+    pub(super) scales: Vec<f32>,
     /// What the sums with weights that have something added begin with, `[K / SEGMENT][rows]`.
-    offsets: Vec<i32>,
+    pub(super) offsets: Vec<i32>,
     /// A row whose taps are apart, put together.
     gathered: Vec<f32>,
     /// `values` as AVX2 multiplies them, unless they are that.
@@ -89,7 +83,7 @@ pub(super) struct Rows<V: Whole> {
     wide: Vec<i16>,
     /// `values` laid together, `[tiles][words][rows of a tile]`, of a block that AVX-512 takes so.
     #[cfg(target_arch = "x86_64")]
-    together: Vec<V::Word>,
+    pub(super) together: Vec<V::Word>,
 }
 
 /// Rows of one segment, [`SEGMENT`] values apart, and their scales.
@@ -171,8 +165,15 @@ impl<V: Whole> Rows<V> {
         }
     }
 
-    pub(super) fn count(&self) -> usize {
-        self.count
+    /// `count` rows from `row` on of a segment, as AVX2 multiplies them.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn stretch(&self, segment: usize, row: usize, count: usize) -> Stretch<'_, i16> {
+        let first = segment * self.count + row;
+        let pairs = V::pairs(&self.values, &self.wide);
+        Stretch {
+            values: &pairs[first * SEGMENT..(first + count) * SEGMENT],
+            scales: &self.scales[first..first + count],
+        }
     }
 
     /// `acc [panel][rows] = rows · panel` for `count` panels of `size` weights in pairs, without AVX-512.
@@ -218,158 +219,6 @@ impl<V: Whole> Rows<V> {
         }
     }
 }
-
-/// With AVX-512.
-#[cfg(target_arch = "x86_64")]
-impl<V: Whole> Rows<V> {
-    /// Values of a word.
-    const WORD: usize = 4 / size_of::<V>();
-
-    /// Whether products take the rows laid together.
-    fn lies_together(&self, isa: Isa) -> bool {
-        isa.level() == Level::Avx512
-            && !isa.has_tiles()
-            && self.count > interleaved::strided_rows(isa)
-    }
-
-    /// A row by itself lies as it does anyway.
-    fn lay_together(&mut self, isa: Isa) {
-        if self.count == 1 {
-            return;
-        }
-        let words = SEGMENT / Self::WORD;
-        let segments = self.depth.div_ceil(SEGMENT);
-        let length = segments * words;
-        self.together
-            .resize(self.count * length, bytemuck::Zeroable::zeroed());
-        let per_tile = interleaved::rows_per_tile(isa, self.count);
-        let values: &[V::Word] = bytemuck::cast_slice(&self.values);
-        for first in (0..self.count).step_by(per_tile.max(1)) {
-            let rows = per_tile.min(self.count - first);
-            let tile = &mut self.together[first * length..][..rows * length];
-            for (segment, out) in tile.chunks_exact_mut(rows * words).enumerate() {
-                let x = &values[(segment * self.places + first) * words..];
-                avx512::interleave(isa, x, words, rows, out);
-            }
-        }
-    }
-
-    /// `count` rows from `row` on of a segment, as AVX2 multiplies them.
-    pub(super) fn stretch(&self, segment: usize, row: usize, count: usize) -> Stretch<'_, i16> {
-        let first = segment * self.count + row;
-        let pairs = V::pairs(&self.values, &self.wide);
-        Stretch {
-            values: &pairs[first * SEGMENT..(first + count) * SEGMENT],
-            scales: &self.scales[first..first + count],
-        }
-    }
-
-    /// `acc [panel][rows] = rows · panel` for `count` panels of `size` weights.
-    pub(super) fn multiply_wide(
-        &self,
-        isa: Isa,
-        b: &[Weights<V>],
-        (count, size): (usize, usize),
-        acc: &mut Accumulators,
-    ) {
-        self.check_depth(size);
-        if size == 0 {
-            acc[..count].as_flattened_mut().fill([0.0; WIDTH]);
-        } else if self.lies_together(isa) {
-            self.multiply_together(isa, b, (count, size), acc);
-        } else {
-            self.multiply_strided(isa, b, (count, size), acc);
-        }
-    }
-
-    fn check_depth(&self, size: usize) {
-        let depth = self.depth.next_multiple_of(V::DEPTH);
-        assert_eq!(size, depth * WIDTH, "gemm: a panel's depth");
-    }
-
-    /// All panels and the whole depth at once.
-    fn multiply_strided(
-        &self,
-        isa: Isa,
-        b: &[Weights<V>],
-        (count, size): (usize, usize),
-        acc: &mut Accumulators,
-    ) {
-        let call = Call {
-            a: &self.values[..],
-            row_stride: SEGMENT,
-            rows: self.count,
-            depth: size / WIDTH,
-            panel_stride: size,
-            panels: count,
-            fresh: true,
-        };
-        let stretches = avx512::Stretches {
-            scales: &self.scales,
-            offsets: &self.offsets,
-            depth: SEGMENT,
-            apart: self.places * SEGMENT,
-        };
-        let b = avx512::Side::strided(b, count, size, count * size);
-        let out = Target::accumulators(acc);
-        avx512::run::<V::Kind>(isa, &call, Some(stretches), b, out);
-    }
-
-    /// The same of rows that lie together.
-    fn multiply_together(
-        &self,
-        isa: Isa,
-        b: &[Weights<V>],
-        (count, size): (usize, usize),
-        acc: &mut Accumulators,
-    ) {
-        let per_tile = interleaved::rows_per_tile(isa, self.count);
-        let depth = size / WIDTH;
-        let deep = BLOCK_BYTES / (WIDTH * size_of::<Weights<V>>());
-        let (block, step) = interleaved::blocks::<Weights<V>>(isa, self.count, depth, deep);
-        assert!(
-            block == depth || block.is_multiple_of(SEGMENT),
-            "gemm: a block ends inside a segment"
-        );
-        for panel in (0..count).step_by(step) {
-            let panels = step.min(count - panel);
-            for first in (0..depth).step_by(block) {
-                let done = first / SEGMENT * self.count;
-                let depth = block.min(depth - first);
-                let x = interleaved::Interleaved {
-                    values: match self.count {
-                        1 => &self.values,
-                        _ => bytemuck::cast_slice(&self.together),
-                    },
-                    rows: self.count,
-                    per_tile,
-                    row_length: self.depth.next_multiple_of(SEGMENT),
-                    first,
-                    depth,
-                };
-                let stretches = avx512::Stretches {
-                    scales: &self.scales[done..],
-                    offsets: &self.offsets[done..],
-                    depth: SEGMENT,
-                    apart: 0,
-                };
-                let next = match first * WIDTH + depth * WIDTH < size {
-                    true => depth * WIDTH,
-                    false => panels * size - first * WIDTH,
-                };
-                let b = &b[panel * size + first * WIDTH..];
-                let b = avx512::Side::strided(b, panels, size, next);
-                let out = Target::accumulators(&mut acc[panel..]);
-                let (b, out) = ((b, panels), (out, first == 0));
-                avx512::run_interleaved::<V::Kind>(isa, x, Some(stretches), b, out);
-            }
-        }
-    }
-}
-
-/// What AVX-512 multiplies integers by.
-#[cfg(target_arch = "x86_64")]
-type Weights<V> = <<V as Whole>::Kind as kinds::Kind>::W;
 
 /// With tile registers.
 #[cfg(target_arch = "x86_64")]

@@ -9,6 +9,31 @@ use super::{Accumulators, Isa, WIDTH, rows_per_call};
 /// by side are as many streams, which the CPU fetches ahead sooner by itself.
 const PREFETCH_BYTES: usize = 2048;
 
+/// A stored weight that becomes 16 bits in registers.
+pub(super) trait Load: bytemuck::Pod {
+    /// Columns 0..8 and 8..16 of the pair of panel rows at `p`.
+    ///
+    /// # Safety
+    /// AVX2 must be there, and 32 values readable at `p`.
+    unsafe fn load(p: *const Self) -> [__m256i; 2];
+}
+
+impl Load for i8 {
+    #[inline(always)]
+    unsafe fn load(p: *const i8) -> [__m256i; 2] {
+        // SAFETY: by the caller's promise.
+        unsafe { [0, 16].map(|first| _mm256_cvtepi8_epi16(_mm_loadu_si128(p.add(first).cast()))) }
+    }
+}
+
+impl Load for i16 {
+    #[inline(always)]
+    unsafe fn load(p: *const i16) -> [__m256i; 2] {
+        // SAFETY: by the caller's promise.
+        unsafe { [0, 16].map(|first| _mm256_loadu_si256(p.add(first).cast())) }
+    }
+}
+
 /// `acc [panel][rows] = rows · panel` for `count` panels of `size` weights, `[pairs][16][2]`.
 pub(super) fn run<V: Whole, W: Weight>(
     _proof: Isa,
@@ -17,7 +42,7 @@ pub(super) fn run<V: Whole, W: Weight>(
     (count, size): (usize, usize),
     acc: &mut Accumulators,
 ) {
-    let per_call = rows_per_call(x.count());
+    let per_call = rows_per_call(x.count);
     let wide = match per_call {
         1 => 4,
         2 => 2,
@@ -31,7 +56,7 @@ pub(super) fn run<V: Whole, W: Weight>(
             &mut acc[panel..][..panels],
         );
         for acc in &mut *acc {
-            acc[..x.count()].fill([0.0; WIDTH]);
+            acc[..x.count].fill([0.0; WIDTH]);
         }
         for first in (0..size).step_by(SEGMENT * WIDTH) {
             let pairs = (size - first).min(SEGMENT * WIDTH) / (2 * WIDTH);
@@ -41,8 +66,8 @@ pub(super) fn run<V: Whole, W: Weight>(
                 size,
                 pairs,
             };
-            for row in (0..x.count()).step_by(per_call) {
-                let rows = per_call.min(x.count() - row);
+            for row in (0..x.count).step_by(per_call) {
+                let rows = per_call.min(x.count - row);
                 let x = x.stretch(first / (SEGMENT * WIDTH), row, rows);
                 // SAFETY: the level says that AVX2 is there.
                 unsafe {

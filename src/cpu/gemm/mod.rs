@@ -23,6 +23,8 @@ mod integers;
 #[cfg(target_arch = "x86_64")]
 mod integers_avx2;
 #[cfg(target_arch = "x86_64")]
+mod integers_avx512;
+#[cfg(target_arch = "x86_64")]
 mod interleaved;
 #[cfg(target_arch = "x86_64")]
 mod kinds;
