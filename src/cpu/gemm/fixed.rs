@@ -1,11 +1,11 @@
 //! Weights of bf16 as integers of 16 bits, and activations that they are multiplied by: fixed-point numbers of a channel and of a stretch of a row.
 //!
-//! For CPUs that do not multiply bf16, or do so slowly: one instruction multiplies and adds twice as many of these as of f32. A weight keeps all its bits
-//! where it is at least 2⁻⁷ to 2⁻⁸ times as large as the largest of its channel, and is otherwise off by at most half of the 2⁻¹⁵ to 2⁻¹⁶ of it that are a
-//! step. An activation is off by at most half of 1 / 8191 of its segment's largest, where one that is rounded to bf16 is off by up to 1 / 512 of itself.
+//! For CPUs that do not multiply bf16, or do so slowly: one instruction multiplies and adds twice as many of these as of f32. Both are off by at most half
+//! a step. The largest weight of a channel has 32767 steps where few weights are large, and fewer where many are, so that sums fit: 4096 where they are
+//! spread evenly, 2048 where all are equal. The largest value of a segment of the input has 8191; rounded to bf16 it is off by up to 1 / 512 of itself.
 
 use super::Isa;
-use super::integers::{SEGMENT, Weight, Whole, round};
+use super::integers::{SEGMENT, Whole, round};
 #[cfg(target_arch = "x86_64")]
 use super::kinds;
 use crate::cpu::isa::per_isa;
@@ -61,12 +61,6 @@ impl Whole for i16 {
     type Word = [i16; 2];
     #[cfg(target_arch = "x86_64")]
     const DEPTH: usize = 2;
-}
-
-impl Weight for i16 {
-    fn wide(self) -> i32 {
-        self.into()
-    }
 }
 
 per_isa! {

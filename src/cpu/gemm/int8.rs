@@ -1,7 +1,7 @@
-//! Activations in int8, for weights that are.
+//! Activations in int8, for weights that are: of a segment's largest value 127 steps.
 
 use super::Isa;
-use super::integers::{SEGMENT, Weight, Whole, round};
+use super::integers::{SEGMENT, Whole, round};
 #[cfg(target_arch = "x86_64")]
 use super::kinds;
 use super::panels::ADDED;
@@ -47,12 +47,6 @@ impl Whole for i8 {
     type Word = [i8; 4];
     #[cfg(target_arch = "x86_64")]
     const DEPTH: usize = FOURS_DEPTH;
-}
-
-impl Weight for i8 {
-    fn wide(self) -> i32 {
-        self.into()
-    }
 }
 
 per_isa! {

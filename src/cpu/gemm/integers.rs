@@ -23,16 +23,17 @@ use crate::cpu::buffer::Reused;
 pub(super) const SEGMENT: usize = 128;
 /// Added to a f32 below 2²² in size, leaves the nearest integer (of two, the even one) in the low bits of the sum.
 const TO_INTEGER: f32 = 12_582_912.0;
-/// An integer that activations are rounded to.
-pub(super) trait Whole: bytemuck::Pod + Default {
+/// An integer that activations are rounded to; weights are of the same, but for what AVX-512 and tile registers multiply.
+pub(super) trait Whole: Load + Default {
     /// Largest size of a rounded activation.
     const LARGEST: i16;
     /// What the weights that AVX-512 multiplies have added.
     const ADDED: u8;
 
-    /// The low bits.
+    /// Those of the low bits, which are all that a value within range has.
     fn low(bits: u32) -> Self;
 
+    /// The same number.
     fn wide(self) -> i32;
 
     /// [`round`], compiled for the instructions.
@@ -54,11 +55,6 @@ pub(super) trait Whole: bytemuck::Pod + Default {
     /// The depth of its panels is a multiple of this.
     #[cfg(target_arch = "x86_64")]
     const DEPTH: usize;
-}
-
-/// A weight that portable loops and AVX2 multiply by such integers.
-pub(super) trait Weight: Load {
-    fn wide(self) -> i32;
 }
 
 /// A block of rows of the input, rounded.
@@ -177,10 +173,10 @@ impl<V: Whole> Rows<V> {
     }
 
     /// `acc [panel][rows] = rows · panel` for `count` panels of `size` weights in pairs, without AVX-512.
-    pub(super) fn multiply<W: Weight>(
+    pub(super) fn multiply(
         &self,
         isa: Isa,
-        b: &[W],
+        b: &[V],
         (count, size): (usize, usize),
         acc: &mut Accumulators,
     ) {
@@ -200,12 +196,7 @@ impl<V: Whole> Rows<V> {
         }
     }
 
-    fn multiply_portable<W: Weight>(
-        &self,
-        b: &[W],
-        (count, size): (usize, usize),
-        acc: &mut Accumulators,
-    ) {
+    fn multiply_portable(&self, b: &[V], (count, size): (usize, usize), acc: &mut Accumulators) {
         for (panel, acc) in b.chunks_exact(size).zip(&mut acc[..count]) {
             let acc = &mut acc[..self.count];
             acc.fill([0.0; WIDTH]);
@@ -273,7 +264,7 @@ pub(super) fn round<V: Whole>(x: &[f32], q: &mut [V]) -> (f32, i32) {
 }
 
 /// The kernel without vector instructions: the definition of what the others compute.
-fn portable<V: Whole, W: Weight>(x: Stretch<'_, V>, weights: &[W], acc: &mut [[f32; WIDTH]]) {
+fn portable<V: Whole>(x: Stretch<'_, V>, weights: &[V], acc: &mut [[f32; WIDTH]]) {
     let rows = x.values.chunks_exact(SEGMENT).zip(x.scales);
     for ((x, scale), acc) in rows.zip(acc) {
         let mut sums = [0i32; WIDTH];
@@ -300,7 +291,7 @@ mod tests {
     use super::*;
 
     /// Sums by every kernel, with weights that AVX-512 wants otherwise laid out accordingly.
-    trait Tested: Whole + Weight {
+    trait Tested: Whole {
         /// A weight of any size that is in use.
         fn weight(i: usize) -> Self;
 
@@ -459,7 +450,7 @@ mod tests {
     fn largest_sums_fit<V: Tested>(weight: V) {
         let x = vec![1.0; SEGMENT];
         let panel = vec![weight; SEGMENT * WIDTH];
-        let expected = Weight::wide(weight) as f32 * SEGMENT as f32;
+        let expected = weight.wide() as f32 * SEGMENT as f32;
         for isa in Isa::available() {
             let rows = loaded::<V>(isa, &plain(&x, SEGMENT), 1);
             for sum in multiplied(isa, &rows, &[&panel])[0][0] {

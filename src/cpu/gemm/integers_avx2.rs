@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::integers::{Rows, SEGMENT, Stretch, Weight, Whole};
+use super::integers::{Rows, SEGMENT, Stretch, Whole};
 use super::{Accumulators, Isa, WIDTH, rows_per_call};
 
 /// Bytes that the weights are fetched ahead. Panels are read one after the other, so this holds across their ends. Panels that are read side
@@ -35,10 +35,10 @@ impl Load for i16 {
 }
 
 /// `acc [panel][rows] = rows · panel` for `count` panels of `size` weights, `[pairs][16][2]`.
-pub(super) fn run<V: Whole, W: Weight>(
+pub(super) fn run<V: Whole>(
     _proof: Isa,
     x: &Rows<V>,
-    b: &[W],
+    b: &[V],
     (count, size): (usize, usize),
     acc: &mut Accumulators,
 ) {
@@ -72,14 +72,14 @@ pub(super) fn run<V: Whole, W: Weight>(
                 // SAFETY: the level says that AVX2 is there.
                 unsafe {
                     match (rows, panels) {
-                        (1, 4) => tile::<W, 1, 4>(x, weights, acc, row),
-                        (1, _) => tile::<W, 1, 1>(x, weights, acc, row),
-                        (2, 2) => tile::<W, 2, 2>(x, weights, acc, row),
-                        (2, _) => tile::<W, 2, 1>(x, weights, acc, row),
-                        (3, _) => tile::<W, 3, 1>(x, weights, acc, row),
-                        (4, _) => tile::<W, 4, 1>(x, weights, acc, row),
-                        (5, _) => tile::<W, 5, 1>(x, weights, acc, row),
-                        _ => tile::<W, 6, 1>(x, weights, acc, row),
+                        (1, 4) => tile::<V, 1, 4>(x, weights, acc, row),
+                        (1, _) => tile::<V, 1, 1>(x, weights, acc, row),
+                        (2, 2) => tile::<V, 2, 2>(x, weights, acc, row),
+                        (2, _) => tile::<V, 2, 1>(x, weights, acc, row),
+                        (3, _) => tile::<V, 3, 1>(x, weights, acc, row),
+                        (4, _) => tile::<V, 4, 1>(x, weights, acc, row),
+                        (5, _) => tile::<V, 5, 1>(x, weights, acc, row),
+                        _ => tile::<V, 6, 1>(x, weights, acc, row),
                     }
                 }
             }
@@ -99,7 +99,7 @@ struct Weights<'a, W> {
 
 /// `acc [panel][row..] += x · weights` for `R` rows and `P` panels: two multiply-adds of 16-bit pairs for eight columns each.
 #[target_feature(enable = "avx2,fma")]
-fn tile<W: Weight, const R: usize, const P: usize>(
+fn tile<W: Load, const R: usize, const P: usize>(
     x: Stretch<'_, i16>,
     weights: Weights<'_, W>,
     acc: &mut [[[f32; WIDTH]; super::BLOCK_ROWS]],

@@ -1,6 +1,6 @@
 //! Rows of the input laid together, word by word, as AVX-512 multiplies more than [`strided_rows`] of them.
 //!
-//! In: rows of f32, of pairs of bf16 or of fours of int8. Out: tiles of up to 16 rows, each `[words][rows]`, so that a tile reads its input from front to
+//! In: rows of f32, of pairs of bf16 or of 16-bit integers, or of fours of int8. Out: tiles of up to 16 rows, each `[words][rows]`, so that a tile reads its input from front to
 //! back. A tile of many rows makes more of every weight that it loads and widens; up to 16 rows read each weight once.
 
 #[cfg(test)]

@@ -165,100 +165,65 @@ impl Kind for Widened {
     }
 }
 
-/// Fours of int8 with sign by fours of bytes without.
-pub(crate) struct Bytes;
+/// A kind of integers: `$step` values of the depth at once, multiplied and added by one instruction, which is `$product` and in assembly `$name`.
+macro_rules! integers {
+    ($(#[$doc:meta])* $kind:ident, $x:ty, $w:ty, $step:literal, $product:ident, $name:literal) => {
+        $(#[$doc])*
+        pub(crate) struct $kind;
 
-impl Kind for Bytes {
-    type X = i8;
-    type W = u8;
-    type Columns = __m512i;
-    const STEP: usize = 4;
-    const SCALED: bool = true;
+        impl Kind for $kind {
+            type X = $x;
+            type W = $w;
+            type Columns = __m512i;
+            const STEP: usize = $step;
+            const SCALED: bool = true;
 
-    #[inline(always)]
-    unsafe fn load(p: *const u8) -> __m512i {
-        // SAFETY: by the caller's promise.
-        unsafe { _mm512_loadu_si512(p.cast()) }
-    }
+            #[inline(always)]
+            unsafe fn load(p: *const $w) -> __m512i {
+                // SAFETY: by the caller's promise.
+                unsafe { _mm512_loadu_si512(p.cast()) }
+            }
 
-    #[inline(always)]
-    unsafe fn add(sums: __m512, x: *const i8, w: __m512i, _: usize) -> __m512 {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
-            _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(sums), w, x))
+            #[inline(always)]
+            unsafe fn add(sums: __m512, x: *const $x, w: __m512i, _: usize) -> __m512 {
+                // SAFETY: by the caller's promise.
+                unsafe {
+                    let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
+                    _mm512_castsi512_ps($product(_mm512_castps_si512(sums), w, x))
+                }
+            }
+
+            /// In assembly, as pairs of bf16 are.
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512vnni")]
+            unsafe fn add_behind<const OFFSET: usize>(
+                mut sums: __m512,
+                x: *const $x,
+                w: __m512i,
+                _: usize,
+            ) -> __m512 {
+                // SAFETY: by the caller's promise.
+                unsafe {
+                    std::arch::asm!(
+                        concat!($name, " {sums}, {w}, dword ptr [{x} + {offset}]{{1to16}}"),
+                        sums = inout(zmm_reg) sums,
+                        w = in(zmm_reg) w,
+                        x = in(reg) x,
+                        offset = const OFFSET,
+                        options(pure, readonly, nostack, preserves_flags),
+                    );
+                }
+                sums
+            }
         }
-    }
-
-    /// In assembly, as pairs of bf16 are.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    unsafe fn add_behind<const OFFSET: usize>(
-        mut sums: __m512,
-        x: *const i8,
-        w: __m512i,
-        _: usize,
-    ) -> __m512 {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            std::arch::asm!(
-                "vpdpbusd {sums}, {w}, dword ptr [{x} + {offset}]{{1to16}}",
-                sums = inout(zmm_reg) sums,
-                w = in(zmm_reg) w,
-                x = in(reg) x,
-                offset = const OFFSET,
-                options(pure, readonly, nostack, preserves_flags),
-            );
-        }
-        sums
-    }
+    };
 }
 
-/// Pairs of 16-bit integers.
-pub(crate) struct Words;
-
-impl Kind for Words {
-    type X = i16;
-    type W = i16;
-    type Columns = __m512i;
-    const STEP: usize = 2;
-    const SCALED: bool = true;
-
-    #[inline(always)]
-    unsafe fn load(p: *const i16) -> __m512i {
-        // SAFETY: by the caller's promise.
-        unsafe { _mm512_loadu_si512(p.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn add(sums: __m512, x: *const i16, w: __m512i, _: usize) -> __m512 {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
-            _mm512_castsi512_ps(_mm512_dpwssd_epi32(_mm512_castps_si512(sums), w, x))
-        }
-    }
-
-    /// In assembly, as pairs of bf16 are.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    unsafe fn add_behind<const OFFSET: usize>(
-        mut sums: __m512,
-        x: *const i16,
-        w: __m512i,
-        _: usize,
-    ) -> __m512 {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            std::arch::asm!(
-                "vpdpwssd {sums}, {w}, dword ptr [{x} + {offset}]{{1to16}}",
-                sums = inout(zmm_reg) sums,
-                w = in(zmm_reg) w,
-                x = in(reg) x,
-                offset = const OFFSET,
-                options(pure, readonly, nostack, preserves_flags),
-            );
-        }
-        sums
-    }
-}
+integers!(
+    /// Fours of int8 with sign by fours of bytes without.
+    Bytes, i8, u8, 4, _mm512_dpbusd_epi32, "vpdpbusd"
+);
+integers!(
+    /// Pairs of 16-bit integers.
+    Words, i16, i16, 2, _mm512_dpwssd_epi32, "vpdpwssd"
+);
