@@ -180,7 +180,7 @@ impl Dense for Cpu {
         Ok(())
     }
 
-    /// With tile registers, block by block of rows: what lies between the layers stays in a core's cache. The products take less time than memory
+    /// Block by block of rows, where that is faster: what lies between the layers stays in a core's cache. The products take less time than memory
     /// would to carry it away and back.
     fn feed_forward(
         &self,
@@ -192,7 +192,7 @@ impl Dense for Cpu {
         out: &mut Tensor<Self>,
     ) -> Result<()> {
         let (rows, threads) = (x.rows(), self.pool.threads());
-        if !self.isa.has_tiles() || rows < threads * FEW_ROWS {
+        if !self.works_in_blocks() || rows < threads * FEW_ROWS {
             self.linear(x, up, Epilogue::Act(act), hidden)?;
             return self.linear(hidden, down, Epilogue::Accumulate, out);
         }

@@ -279,11 +279,11 @@ fn query_call<T>(q: &[T], depth: usize, panels: usize) -> Call<'_, T> {
 }
 
 /// Partial sums of [`softmax`]: their number fixes the order of additions.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 /// All lanes as one, by halves.
 #[inline(always)]
-fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+pub(super) fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for j in 0..width {
@@ -294,23 +294,28 @@ fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
+/// The largest of the first `count` scores of a row of whole blocks of [`LANES`]; −∞ takes the place of the others.
+#[inline(always)]
+pub(super) fn largest_seen(row: &mut [f32], count: usize) -> f32 {
+    row[count..].fill(f32::NEG_INFINITY);
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for block in row.as_chunks::<LANES>().0 {
+        for j in 0..LANES {
+            lanes[j] = larger(block[j], lanes[j]);
+        }
+    }
+    fold(lanes, larger)
+}
+
 per_isa! {
     /// `row = exp(row − max)` over the first `count` scores, 0 behind them; returns one over the sum. The row is of whole blocks of [`LANES`].
     fn softmax<FMA>(row: &mut [f32], count: usize) -> f32 {
         let (seen, hidden) = row.split_at_mut(count.next_multiple_of(LANES));
         hidden.fill(0.0);
-        seen[count..].fill(f32::NEG_INFINITY);
-        let blocks = seen.as_chunks_mut::<LANES>().0;
-        let larger = |a: f32, b: f32| if a > b { a } else { b };
-        let mut lanes = [f32::NEG_INFINITY; LANES];
-        for block in &*blocks {
-            for j in 0..LANES {
-                lanes[j] = larger(block[j], lanes[j]);
-            }
-        }
-        let max = fold(lanes, larger);
+        let max = largest_seen(seen, count);
         let mut sums = [0.0f32; LANES];
-        for block in blocks {
+        for block in seen.as_chunks_mut::<LANES>().0 {
             for j in 0..LANES {
                 block[j] = exp::<FMA>(block[j] - max);
                 sums[j] += block[j];

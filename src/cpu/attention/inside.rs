@@ -4,9 +4,13 @@ use std::cell::RefCell;
 
 use super::super::buffer::Reused;
 use super::super::gemm::{self, Input, Span, WIDTH, Weights};
+#[cfg(target_arch = "x86_64")]
+use super::super::isa::Level;
 use super::super::pool::SharedMut;
 use super::super::{Cpu, Isa, WeightPrecision, check_shape};
 use super::block::{Block, Distances};
+#[cfg(target_arch = "x86_64")]
+use super::fixed::Fixed;
 use super::operand::{Exact, Operands, Rounded};
 #[cfg(target_arch = "x86_64")]
 use super::operand::{Pairs, Tiled};
@@ -19,6 +23,8 @@ thread_local! {
     static WORK: RefCell<Work<f32>> = RefCell::default();
     #[cfg(target_arch = "x86_64")]
     static WORK_BF16: RefCell<Work<u16>> = RefCell::default();
+    #[cfg(target_arch = "x86_64")]
+    static WORK_FIXED: RefCell<Fixed> = RefCell::default();
     /// Queries, keys and values of one head.
     static HEAD: RefCell<Reused<f32>> = RefCell::default();
 }
@@ -122,9 +128,22 @@ impl<'a> Inside<'a> {
                     });
                 }
                 let _ = pairs;
+                #[cfg(target_arch = "x86_64")]
+                if self.takes_integers(cpu) {
+                    return WORK_FIXED
+                        .with_borrow_mut(|work| self.attend_fixed(cpu.isa, task, head, work));
+                }
                 WORK.with_borrow_mut(|work| self.attend::<Exact, _>(cpu.isa, task, head, work));
             });
         });
+    }
+
+    /// Whether queries, keys, weights and values are rounded to 16-bit integers, as linear layers' input is where pairs of bf16 are not multiplied.
+    #[cfg(target_arch = "x86_64")]
+    fn takes_integers(&self, cpu: &Cpu) -> bool {
+        let isa = cpu.isa;
+        let rounds = cpu.options.weights != WeightPrecision::F32 && self.rel.is_none();
+        rounds && isa.level() == Level::Avx512 && !isa.multiplies_bf16()
     }
 
     /// A head of sequence `b`, where it lies or made in `buffer`.
@@ -169,6 +188,35 @@ impl<'a> Inside<'a> {
                     dh,
                 }
             }
+        }
+    }
+
+    /// One head of sequence `b` in 16-bit integers, without positions.
+    #[cfg(target_arch = "x86_64")]
+    fn attend_fixed(&self, isa: Isa, (b, head): (usize, usize), qkv: Head<'_>, work: &mut Fixed) {
+        let (range, wanted) = (self.segments.range(b), self.queries.range(b));
+        let Some(past) = range.len().checked_sub(wanted.len()) else {
+            panic!("attention: {} of {} rows", wanted.len(), range.len());
+        };
+        let [_, key, value] = qkv.first;
+        let shape = (range.len(), qkv.dh);
+        work.pack(isa, shape, (qkv.values, qkv.stride), [key, value]);
+        let queries = work.block_queries(wanted.len());
+        for start in (past..range.len()).step_by(queries) {
+            let count = queries.min(range.len() - start);
+            let place = (start * qkv.stride + qkv.first[0], count);
+            let seen = |i| self.masks.get(b).end(start + i, range.len());
+            let first = (wanted.start + start - past) * self.d + head * qkv.dh;
+            work.attend(
+                isa,
+                (qkv.values, qkv.stride),
+                place,
+                seen,
+                |i, column, width| {
+                    // SAFETY: no two tasks share both a row and a head.
+                    unsafe { self.out.slice(first + i * self.d + column, width) }
+                },
+            );
         }
     }
 

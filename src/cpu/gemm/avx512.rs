@@ -1,9 +1,9 @@
 //! The kernel for AVX-512: sums of f32, of pairs of bf16, widened or not, of fours of bytes or of pairs of 16-bit integers. In registers are up to 6 rows by 64 columns where
-//! rows lie one after the other, and where they lie together, word by word, up to 8 rows by 48 columns, 12 by 32 or 16 by 16.
+//! rows lie one after the other, and where they lie together, word by word, up to 6 rows by 64 columns, 8 by 48, 12 by 32 or 16 by 16.
 
 use std::arch::x86_64::*;
 
-use super::interleaved::{Interleaved, STRIDED_ROWS, panels_per_tile};
+use super::interleaved::{Interleaved, STRIDED_ROWS};
 use super::kinds::Kind;
 use super::{Call, Isa, MAX_PANELS, Target, WIDTH, rows_per_call};
 
@@ -150,7 +150,7 @@ pub(crate) fn run<K: Kind>(
     }
 }
 
-/// The same of rows that lie together; of more than one tile of them by at most [`panels_per_tile`] panels.
+/// The same of rows that lie together; of more than one tile of them by at most the panels that a tile takes.
 pub(super) fn run_interleaved<K: Kind>(
     isa: Isa,
     x: Interleaved<'_, K::X>,
@@ -161,7 +161,7 @@ pub(super) fn run_interleaved<K: Kind>(
     let steps = x.depth / K::STEP;
     let (rows, tiles) = (x.rows, x.rows.div_ceil(x.per_tile));
     assert!(x.depth.is_multiple_of(K::STEP) && x.first.is_multiple_of(K::WORD));
-    let at_once = panels_per_tile(isa, x.per_tile).min(panels);
+    let at_once = x.at_once.min(panels);
     assert!((1..=MAX_PANELS).contains(&panels) && rows > 0);
     assert!(tiles == 1 || panels == at_once);
     assert!(x.first + x.depth <= x.row_length && x.values.len() >= rows * x.row_length);
@@ -264,10 +264,11 @@ macro_rules! tiles {
     };
 }
 
-/// The same of rows that lie together: one to three panels by the first numbers of rows, one or two by the next, one by the others.
+/// The same of rows that lie together: one to four panels by the first numbers of rows, one to three by the next that are more, then one or two, then one.
 macro_rules! interleaved_tiles {
-    ($self:ident, $rows:expr, $panels:expr, [$($few:literal)*] [$($r:literal)*] [$($many:literal)*]) => {
+    ($self:ident, $rows:expr, $panels:expr, [$($least:literal)*] [$($few:literal)*] [$($r:literal)*] [$($many:literal)*]) => {
         match ($rows, $panels) {
+            $(($least, 4) => K::tile::<$least, 4, true>($self),)*
             $(($few, 3) => K::tile::<$few, 3, true>($self),)*
             $(
                 ($few, 1) => K::tile::<$few, 1, true>($self),
@@ -296,7 +297,7 @@ impl<K: Kind> Corner<K> {
     unsafe fn run_interleaved(&self, rows: usize, panels: usize) {
         // SAFETY: by the caller's promise.
         unsafe {
-            interleaved_tiles!(self, rows, panels, [1 2 3 4 5 6 7 8] [9 10 11 12] [13 14 15 16])
+            interleaved_tiles!(self, rows, panels, [1 2 3 4 5 6] [1 2 3 4 5 6 7 8] [9 10 11 12] [13 14 15 16])
         }
     }
 
@@ -337,9 +338,9 @@ impl<K: Kind> Corner<K> {
                 ($a:expr, $w:expr, $i:expr, [$($r:literal)*]) => {
                     $(if $r < R {
                         for p in 0..P {
-                            // Three products by a word are worth a load of it.
+                            // Three products by a word, or four, are worth a load of it.
                             c[$r][p] = match P {
-                                3 => K::add(c[$r][p], $a.byte_add(4 * $r), $w[p], $i),
+                                3.. => K::add(c[$r][p], $a.byte_add(4 * $r), $w[p], $i),
                                 _ => K::add_behind::<{ 4 * $r }>(c[$r][p], $a, $w[p], $i),
                             };
                         }
@@ -483,39 +484,47 @@ unsafe fn interleave_words(x: *const i32, stride: usize, rows: usize, words: usi
                 let r = r.min(rows - 1);
                 _mm512_maskz_loadu_epi32(loaded, x.add(r * stride + first))
             };
-            // Pairs of rows, then fours: `fours[4 i + j]` has of rows 4 i .. 4 i + 4 the words j, 4 + j, 8 + j and 12 + j.
-            let mut fours = [_mm512_setzero_si512(); WIDTH];
-            for i in 0..4 {
-                let [a, b, c, d] = [0, 1, 2, 3].map(|j| row(4 * i + j));
-                let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
-                fours[4 * i] = _mm512_unpacklo_epi64(ab, cd);
-                fours[4 * i + 1] = _mm512_unpackhi_epi64(ab, cd);
-                let (ab, cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
-                fours[4 * i + 2] = _mm512_unpacklo_epi64(ab, cd);
-                fours[4 * i + 3] = _mm512_unpackhi_epi64(ab, cd);
-            }
-            // Then sixteens: lane `l` of these four vectors is word 4 l + j of four rows.
-            let mut columns = [_mm512_setzero_si512(); WIDTH];
-            for j in 0..4 {
-                let [a, b, c, d] = [0, 1, 2, 3].map(|i| fours[4 * i + j]);
-                let (ab, cd) = (
-                    _mm512_shuffle_i32x4::<0x88>(a, b),
-                    _mm512_shuffle_i32x4::<0x88>(c, d),
-                );
-                columns[j] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
-                columns[8 + j] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
-                let (ab, cd) = (
-                    _mm512_shuffle_i32x4::<0xdd>(a, b),
-                    _mm512_shuffle_i32x4::<0xdd>(c, d),
-                );
-                columns[4 + j] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
-                columns[12 + j] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
-            }
+            let columns = transpose(std::array::from_fn(row));
             for (i, &column) in columns[..count].iter().enumerate() {
                 _mm512_mask_storeu_epi32(out.add((first + i) * rows), stored, column);
             }
         }
     }
+}
+
+/// Sixteen vectors of which vector `j` has word `j` of each of sixteen.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn transpose(rows: [__m512i; WIDTH]) -> [__m512i; WIDTH] {
+    // Pairs of rows, then fours: `fours[4 i + j]` has of rows 4 i .. 4 i + 4 the words j, 4 + j, 8 + j and 12 + j.
+    let mut fours = [_mm512_setzero_si512(); WIDTH];
+    for i in 0..4 {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|j| rows[4 * i + j]);
+        let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+        fours[4 * i] = _mm512_unpacklo_epi64(ab, cd);
+        fours[4 * i + 1] = _mm512_unpackhi_epi64(ab, cd);
+        let (ab, cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+        fours[4 * i + 2] = _mm512_unpacklo_epi64(ab, cd);
+        fours[4 * i + 3] = _mm512_unpackhi_epi64(ab, cd);
+    }
+    // Then sixteens: lane `l` of these four vectors is word 4 l + j of four rows.
+    let mut columns = [_mm512_setzero_si512(); WIDTH];
+    for j in 0..4 {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|i| fours[4 * i + j]);
+        let (ab, cd) = (
+            _mm512_shuffle_i32x4::<0x88>(a, b),
+            _mm512_shuffle_i32x4::<0x88>(c, d),
+        );
+        columns[j] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+        columns[8 + j] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+        let (ab, cd) = (
+            _mm512_shuffle_i32x4::<0xdd>(a, b),
+            _mm512_shuffle_i32x4::<0xdd>(c, d),
+        );
+        columns[4 + j] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+        columns[12 + j] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+    }
+    columns
 }
 
 /// 32 bits.

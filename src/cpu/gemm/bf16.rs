@@ -149,10 +149,12 @@ impl Rows {
             self.together = together;
             self.together_name = Some(name);
         }
+        let per_tile = interleaved::rows_per_tile(isa, span.rows);
         interleaved::Interleaved {
             values: self.together.as_flattened(),
             rows: span.rows,
-            per_tile: interleaved::rows_per_tile(isa, span.rows),
+            per_tile,
+            at_once: interleaved::panels_per_tile(isa, per_tile),
             row_length: depth,
             first: 0,
             depth,

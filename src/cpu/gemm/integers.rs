@@ -46,6 +46,13 @@ pub(super) trait Whole: Load + Default {
     #[cfg(target_arch = "x86_64")]
     fn pairs<'a>(values: &'a [Self], wide: &'a [i16]) -> &'a [i16];
 
+    /// Rounds all rows, which are those of `x` from `x.values[first]` on, for AVX-512 to multiply.
+    #[cfg(target_arch = "x86_64")]
+    fn fill(rows: &mut Rows<Self>, isa: Isa, x: &Input<'_>, first: usize) {
+        rows.fill(isa, x, first);
+        rows.lay_together(isa);
+    }
+
     /// What AVX-512 multiplies.
     #[cfg(target_arch = "x86_64")]
     type Kind: kinds::Kind<X = Self>;
@@ -63,6 +70,8 @@ pub(super) struct Rows<V: Whole> {
     /// Which block of which product this is.
     name: Option<(u64, usize)>,
     pub(super) count: usize,
+    /// Whether tiles take four panels at once: where a product's come in fours.
+    pub(super) fours: bool,
     pub(super) depth: usize,
     /// Rows that a segment has room for: in tile registers, which hold anything past the last row, whole registers of them.
     pub(super) places: usize,
@@ -107,6 +116,23 @@ impl<V: Whole> Rows<V> {
         if self.name == Some(name) {
             return;
         }
+        self.begin(isa, count, x.taps * x.depth);
+        match isa.level() {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => V::fill(self, isa, x, first),
+            _ => self.fill(isa, x, first),
+        }
+        #[cfg(target_arch = "x86_64")]
+        if isa.level() == Level::Avx2 {
+            let values = self.depth.div_ceil(SEGMENT) * count * SEGMENT;
+            V::widen(isa, &self.values[..values], &mut self.wide);
+        }
+        self.name = Some(name);
+    }
+
+    /// Makes room for `count` rows of `depth` values.
+    pub(super) fn begin(&mut self, isa: Isa, count: usize, depth: usize) {
+        let _ = isa;
         self.name = None;
         self.count = count;
         self.places = count;
@@ -114,12 +140,16 @@ impl<V: Whole> Rows<V> {
         if isa.has_tiles() {
             self.places = count.next_multiple_of(int8_amx::rows_per_tile(count));
         }
-        self.depth = x.taps * x.depth;
-        let segments = self.depth.div_ceil(SEGMENT);
+        self.depth = depth;
+        let segments = depth.div_ceil(SEGMENT);
         self.values.grow(segments * self.places * SEGMENT);
         self.scales.resize(segments * count, 0.0);
         self.offsets.resize(segments * count, 0);
-        for row in 0..count {
+    }
+
+    /// Rounds all rows, one after the other.
+    pub(super) fn fill(&mut self, isa: Isa, x: &Input<'_>, first: usize) {
+        for row in 0..self.count {
             let start = first + row * x.row_stride;
             if x.taps == 1 {
                 self.round(isa, row, &x.values[start..start + x.depth]);
@@ -133,20 +163,6 @@ impl<V: Whole> Rows<V> {
             self.round(isa, row, &gathered);
             self.gathered = gathered;
         }
-        match isa.level() {
-            Level::Portable => {}
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => V::widen(
-                isa,
-                &self.values[..segments * count * SEGMENT],
-                &mut self.wide,
-            ),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 if self.lies_together(isa) => self.lay_together(isa),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => {}
-        }
-        self.name = Some(name);
     }
 
     fn round(&mut self, isa: Isa, row: usize, x: &[f32]) {

@@ -1,7 +1,11 @@
 //! Products in integers with AVX-512: how rows lie, one after the other or together, and which stretch of which panels its kernel takes at once.
 
+use std::ops::Range;
+
 use super::integers::{Rows, SEGMENT, Whole};
-use super::{Accumulators, Call, Isa, Level, Target, WIDTH, avx512, interleaved, kinds};
+use super::{
+    Accumulators, Call, Input, Isa, Level, Target, WIDTH, avx512, fixed_avx512, interleaved, kinds,
+};
 
 /// Bytes of a panel's block where several tiles take turns at it: it stays in the first-level cache with its input.
 const BLOCK_BYTES: usize = 8192;
@@ -20,26 +24,47 @@ impl<V: Whole> Rows<V> {
             && self.count > interleaved::strided_rows(isa)
     }
 
-    /// A row by itself lies as it does anyway.
+    /// Rows and panels of a tile of rows that lie together.
+    fn tile(&self, isa: Isa) -> (usize, usize) {
+        if self.fours {
+            return interleaved::tile_of_fours(self.count);
+        }
+        let rows = interleaved::rows_per_tile(isa, self.count);
+        (rows, interleaved::panels_per_tile(isa, rows))
+    }
+
+    /// Calls `lay(self, first, rows, segment, out)` for the tiles of rows and the stretches of each, with room for their words.
+    fn each_tile(
+        &mut self,
+        isa: Isa,
+        mut lay: impl FnMut(&mut Self, Range<usize>, usize, &mut [V::Word]),
+    ) {
+        let words = SEGMENT / Self::WORD;
+        let length = self.depth.div_ceil(SEGMENT) * words;
+        let mut together = std::mem::take(&mut self.together);
+        together.resize(self.count * length, bytemuck::Zeroable::zeroed());
+        let (per_tile, _) = self.tile(isa);
+        for first in (0..self.count).step_by(per_tile.max(1)) {
+            let rows = per_tile.min(self.count - first);
+            let tile = &mut together[first * length..][..rows * length];
+            for (segment, out) in tile.chunks_exact_mut(rows * words).enumerate() {
+                lay(self, first..first + rows, segment, out);
+            }
+        }
+        self.together = together;
+    }
+
+    /// Lays rows together that are rounded, where that is how they are multiplied. A row by itself lies as it does anyway.
     pub(super) fn lay_together(&mut self, isa: Isa) {
-        if self.count == 1 {
+        if self.count == 1 || !self.lies_together(isa) {
             return;
         }
         let words = SEGMENT / Self::WORD;
-        let segments = self.depth.div_ceil(SEGMENT);
-        let length = segments * words;
-        self.together
-            .resize(self.count * length, bytemuck::Zeroable::zeroed());
-        let per_tile = interleaved::rows_per_tile(isa, self.count);
-        let values: &[V::Word] = bytemuck::cast_slice(&self.values);
-        for first in (0..self.count).step_by(per_tile.max(1)) {
-            let rows = per_tile.min(self.count - first);
-            let tile = &mut self.together[first * length..][..rows * length];
-            for (segment, out) in tile.chunks_exact_mut(rows * words).enumerate() {
-                let x = &values[(segment * self.places + first) * words..];
-                avx512::interleave(isa, x, words, rows, out);
-            }
-        }
+        self.each_tile(isa, |this, tile, segment, out| {
+            let values: &[V::Word] = bytemuck::cast_slice(&this.values);
+            let x = &values[(segment * this.places + tile.start) * words..];
+            avx512::interleave(isa, x, words, tile.len(), out);
+        });
     }
 
     /// `acc [panel][rows] = rows · panel` for `count` panels of `size` weights.
@@ -51,7 +76,7 @@ impl<V: Whole> Rows<V> {
         acc: &mut Accumulators,
     ) {
         self.check_depth(size);
-        if size == 0 {
+        if self.depth == 0 {
             acc[..count].as_flattened_mut().fill([0.0; WIDTH]);
         } else if self.lies_together(isa) {
             self.multiply_together(isa, b, (count, size), acc);
@@ -60,9 +85,10 @@ impl<V: Whole> Rows<V> {
         }
     }
 
+    /// Panels that are `size` weights apart have those of the depth and, where they are parts of longer ones, more.
     pub(super) fn check_depth(&self, size: usize) {
         let depth = self.depth.next_multiple_of(V::DEPTH);
-        assert_eq!(size, depth * WIDTH, "gemm: a panel's depth");
+        assert!(size >= depth * WIDTH, "gemm: a panel's depth");
     }
 
     /// All panels and the whole depth at once.
@@ -77,7 +103,7 @@ impl<V: Whole> Rows<V> {
             a: &self.values[..],
             row_stride: SEGMENT,
             rows: self.count,
-            depth: size / WIDTH,
+            depth: self.depth.next_multiple_of(V::DEPTH),
             panel_stride: size,
             panels: count,
             fresh: true,
@@ -101,10 +127,13 @@ impl<V: Whole> Rows<V> {
         (count, size): (usize, usize),
         acc: &mut Accumulators,
     ) {
-        let per_tile = interleaved::rows_per_tile(isa, self.count);
-        let depth = size / WIDTH;
+        let (per_tile, at_once) = self.tile(isa);
+        let depth = self.depth.next_multiple_of(V::DEPTH);
         let deep = BLOCK_BYTES / (WIDTH * size_of::<Weights<V>>());
-        let (block, step) = interleaved::blocks::<Weights<V>>(isa, self.count, depth, deep);
+        let (block, step) = match self.fours {
+            true => (interleaved::block_of_wide::<Weights<V>>(), at_once),
+            false => interleaved::blocks::<Weights<V>>(isa, self.count, depth, deep),
+        };
         assert!(
             block == depth || block.is_multiple_of(SEGMENT),
             "gemm: a block ends inside a segment"
@@ -113,7 +142,7 @@ impl<V: Whole> Rows<V> {
             let panels = step.min(count - panel);
             for first in (0..depth).step_by(block) {
                 let done = first / SEGMENT * self.count;
-                let depth = block.min(depth - first);
+                let (last, depth) = (first + block >= depth, block.min(depth - first));
                 let x = interleaved::Interleaved {
                     values: match self.count {
                         1 => &self.values,
@@ -121,6 +150,7 @@ impl<V: Whole> Rows<V> {
                     },
                     rows: self.count,
                     per_tile,
+                    at_once,
                     row_length: self.depth.next_multiple_of(SEGMENT),
                     first,
                     depth,
@@ -131,9 +161,9 @@ impl<V: Whole> Rows<V> {
                     depth: SEGMENT,
                     apart: 0,
                 };
-                let next = match first * WIDTH + depth * WIDTH < size {
-                    true => depth * WIDTH,
-                    false => panels * size - first * WIDTH,
+                let next = match last {
+                    false => depth * WIDTH,
+                    true => panels * size - first * WIDTH,
                 };
                 let b = &b[panel * size + first * WIDTH..];
                 let b = avx512::Side::strided(b, panels, size, next);
@@ -142,5 +172,20 @@ impl<V: Whole> Rows<V> {
                 avx512::run_interleaved::<V::Kind>(isa, x, Some(stretches), b, out);
             }
         }
+    }
+}
+
+impl Rows<i16> {
+    /// Rounds all rows, of a single tap, from `x.values[first]` on, and lays them together.
+    pub(super) fn round_together(&mut self, isa: Isa, x: &Input<'_>, first: usize) {
+        self.each_tile(isa, |this, tile, segment, out| {
+            let done = segment * SEGMENT;
+            let values = &x.values[first + tile.start * x.row_stride + done..];
+            let length = SEGMENT.min(this.depth - done);
+            let rows = tile.len();
+            let scales = &mut this.scales[segment * this.count + tile.start..][..rows];
+            let (from, to) = ((values, x.row_stride), (out, rows));
+            fixed_avx512::round_rows(isa, from, length, i16::LARGEST.into(), scales, to);
+        });
     }
 }

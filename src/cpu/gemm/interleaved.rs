@@ -15,7 +15,7 @@ pub(super) const SQUARE_ROWS: usize = 12;
 pub(super) const MOST_ROWS: usize = WIDTH;
 /// Rows of a tile of three panels.
 const WIDE_ROWS: usize = 8;
-/// Bytes of a panel's block that these take turns at: three of them stay in the first-level cache.
+/// Bytes of a panel's block that these take turns at: three or four of them stay in the first-level cache.
 const WIDE_BLOCK_BYTES: usize = 8192;
 
 /// Rows of a block's tiles: as even as possible; all of them where one tile takes them.
@@ -28,6 +28,18 @@ pub(super) fn rows_per_tile(isa: Isa, rows: usize) -> usize {
     }
 }
 
+/// Rows, as even as possible, and panels of tiles that take four panels at once: a load of a word serves four products, and the words of six rows are
+/// loaded for twenty-four.
+pub(super) fn tile_of_fours(rows: usize) -> (usize, usize) {
+    let tiles = rows.div_ceil(STRIDED_ROWS).max(1);
+    (rows.div_ceil(tiles), MAX_PANELS)
+}
+
+/// Depth of the blocks at which tiles of three or four panels take turns, where a panel has rows of `W`.
+pub(super) fn block_of_wide<W>() -> usize {
+    WIDE_BLOCK_BYTES / (WIDTH * size_of::<W>())
+}
+
 /// Depth of the blocks at which the tiles of `rows` rows take turns, and panels that they take of each, where a panel has `depth` rows of `W` and blocks of two
 /// panels or one have `deep`. One tile takes the whole depth.
 pub(super) fn blocks<W>(isa: Isa, rows: usize, depth: usize, deep: usize) -> (usize, usize) {
@@ -36,7 +48,7 @@ pub(super) fn blocks<W>(isa: Isa, rows: usize, depth: usize, deep: usize) -> (us
     match (rows == per_tile, isa.loads_one_operand()) {
         (true, true) => (depth, panels),
         (true, false) => (depth, MAX_PANELS),
-        (false, true) => (WIDE_BLOCK_BYTES / (WIDTH * size_of::<W>()), panels),
+        (false, true) => (block_of_wide::<W>(), panels),
         (false, false) => (deep, panels),
     }
 }
@@ -75,6 +87,8 @@ pub(super) struct Interleaved<'a, X> {
     pub(super) values: &'a [X],
     pub(super) rows: usize,
     pub(super) per_tile: usize,
+    /// Panels that a tile takes at once.
+    pub(super) at_once: usize,
     /// Values of a row.
     pub(super) row_length: usize,
     /// The stretch, in values.
@@ -136,10 +150,12 @@ impl Rows {
             );
             self.name = Some(name);
         }
+        let per_tile = rows_per_tile(isa, rows);
         Interleaved {
             values: &self.values,
             rows,
-            per_tile: rows_per_tile(isa, rows),
+            per_tile,
+            at_once: panels_per_tile(isa, per_tile),
             row_length: x.depth,
             first: 0,
             depth: x.depth,

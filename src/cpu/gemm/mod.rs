@@ -13,9 +13,14 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod between;
+#[cfg(target_arch = "x86_64")]
 mod bf16;
+mod blocks;
 mod finish;
 mod fixed;
+#[cfg(target_arch = "x86_64")]
+mod fixed_avx512;
 mod int8;
 #[cfg(target_arch = "x86_64")]
 mod int8_amx;
@@ -40,6 +45,10 @@ pub(crate) use amx::{Ahead, REGISTER_PRODUCTS, TILE_DEPTH, register_products, ru
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{Side, interleave, round_to_bf16, run as run_avx512};
 #[cfg(target_arch = "x86_64")]
+pub(crate) use between::{Between, LARGEST, MOST_ROWS, RoundedRow, STRETCH, largest_of_column};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use fixed_avx512::{round_pair, round_rows};
+#[cfg(target_arch = "x86_64")]
 pub(crate) use kinds::{Bf16, Single, Widened};
 pub(crate) use panels::{Panels, Row, Stored, WIDTH};
 #[cfg(target_arch = "x86_64")]
@@ -59,11 +68,6 @@ use panels::Values;
 pub(crate) const BLOCK_ROWS: usize = 96;
 /// Depth of a block: 16 KiB of an f32 panel.
 const BLOCK_K: usize = 256;
-/// Bytes of input that a block of rows may span, so that it stays in the second-level cache.
-const BLOCK_BYTES: usize = 192 * 1024;
-/// The same where AVX-512 lays rows together: its CPUs have 1 MiB and more.
-#[cfg(target_arch = "x86_64")]
-const BLOCK_BYTES_TOGETHER: usize = 512 * 1024;
 /// Most panels that one kernel call covers.
 pub(crate) const MAX_PANELS: usize = 4;
 /// Most panels that are summed before they are stored.
@@ -121,6 +125,8 @@ pub(crate) fn run(
     }
     let job = Job {
         number: number(),
+        by_head: false,
+        shared: pool.threads() > 1,
         first_panel: 0,
         x,
         w,
@@ -173,6 +179,8 @@ pub(crate) fn columns<const RANGES: usize>(
     let jobs = ranges.map(|panels| {
         let job = Job {
             number,
+            by_head: true,
+            shared: false,
             first_panel: panels.start,
             x,
             w,
@@ -205,9 +213,9 @@ pub(crate) fn number() -> u64 {
 
 thread_local! {
     static WORKSPACE: RefCell<Workspace> = RefCell::new(Workspace {
-        acc: Box::new(Aligned([[[0.0; WIDTH]; BLOCK_ROWS]; BLOCK_PANELS])),
+        acc: Box::default(),
         bytes: Integers::default(),
-        words: Integers::default(),
+        words: std::array::from_fn(|_| Integers::default()),
         #[cfg(target_arch = "x86_64")]
         pairs: bf16::Rows::default(),
         #[cfg(target_arch = "x86_64")]
@@ -215,13 +223,16 @@ thread_local! {
     });
 }
 
+/// Blocks of rows that a thread keeps where it comes back to them: those of some thirty seconds of audio.
+const KEPT_BLOCKS: usize = 16;
+
 /// What a thread keeps between blocks; it grows once.
 struct Workspace {
     acc: Box<Aligned>,
     /// Rows of the block under way, for int8 weights: kept because a thread often works on several chunks of the same rows.
     bytes: Integers<i8>,
-    /// The same for weights of 16-bit integers.
-    words: Integers<i16>,
+    /// The same for weights of 16-bit integers; of a product whose columns are asked for bit by bit, more than one block of it.
+    words: [Integers<i16>; KEPT_BLOCKS],
     /// The same for products of pairs of bf16.
     #[cfg(target_arch = "x86_64")]
     pairs: bf16::Rows,
@@ -230,37 +241,14 @@ struct Workspace {
     together: interleaved::Rows,
 }
 
-/// The spans cut into blocks of at most `rows` rows.
-struct RowBlocks {
-    rows: usize,
-    count: usize,
-}
-
-impl RowBlocks {
-    fn new(spans: &[Span], rows: usize) -> Self {
-        let count = spans.iter().map(|s| s.rows.div_ceil(rows)).sum();
-        Self { rows, count }
-    }
-
-    /// Block `index`: the span it belongs to, cut to its rows, and their offset in the span.
-    fn get(&self, spans: &[Span], mut index: usize) -> (Span, usize) {
-        for span in spans {
-            let blocks = span.rows.div_ceil(self.rows);
-            if index < blocks {
-                let first = index * self.rows;
-                let rows = (span.rows - first).min(self.rows);
-                return (Span { rows, ..*span }, first);
-            }
-            index -= blocks;
-        }
-        unreachable!("block index out of range. This is a bug.")
-    }
-}
-
 /// One product, as the threads see it.
 struct Job<'a> {
     /// No other product of this process has it.
     number: u64,
+    /// Whether some columns are computed that a single head needs.
+    by_head: bool,
+    /// Whether other threads may have held the output last.
+    shared: bool,
     x: Input<'a>,
     w: Weights<'a>,
     store: Store<'a>,
@@ -286,6 +274,12 @@ pub(crate) type Accumulators = [[[f32; WIDTH]; BLOCK_ROWS]; BLOCK_PANELS];
 /// The same from a cache line's beginning on.
 #[repr(align(64))]
 struct Aligned(Accumulators);
+
+impl Default for Aligned {
+    fn default() -> Self {
+        Self([[[0.0; WIDTH]; BLOCK_ROWS]; BLOCK_PANELS])
+    }
+}
 
 impl Job<'_> {
     /// Panels that belong together: gate and up.
@@ -330,45 +324,21 @@ impl Job<'_> {
         MAX_PANELS
     }
 
+    /// Whether tiles take four panels at once: of heads of 64 values, whose panels are four.
+    fn takes_fours(&self, isa: Isa, panels: usize) -> bool {
+        let _ = (isa, panels);
+        #[cfg(target_arch = "x86_64")]
+        if isa.loads_one_operand() && self.by_head {
+            return panels.is_multiple_of(MAX_PANELS);
+        }
+        false
+    }
+
     /// Whether the kernel is that of tile registers.
     #[cfg(target_arch = "x86_64")]
     fn takes_tiles(&self, isa: Isa) -> bool {
         let values = self.w.panels.values();
         isa.has_tiles() && !matches!(values, Values::F32(_) | Values::I16(_) | Values::I8(_))
-    }
-
-    /// The blocks of rows that chunks work on.
-    fn row_blocks(&self, threads: usize, isa: Isa, spans: &[Span]) -> RowBlocks {
-        let row_bytes = self.row_bytes().max(1);
-        #[cfg(target_arch = "x86_64")]
-        if self.takes_tiles(isa) {
-            return RowBlocks::new(spans, tiled::block_rows(spans, row_bytes, threads));
-        }
-        #[cfg(target_arch = "x86_64")]
-        if self.lays_together(isa, spans.iter().map(|s| s.rows).max().unwrap_or(0)) {
-            let fit = (BLOCK_BYTES_TOGETHER / row_bytes).min(BLOCK_ROWS);
-            return RowBlocks::new(spans, interleaved::rows_of_block(isa, fit));
-        }
-        let fit = (BLOCK_BYTES / row_bytes / 6 * 6).clamp(6, BLOCK_ROWS);
-        // As many blocks for each thread, of as many rows: then a thread keeps its rows from one product to the next.
-        let rows: usize = spans.iter().map(|s| s.rows).sum();
-        let blocks = rows.div_ceil(fit).next_multiple_of(threads);
-        let even = rows.div_ceil(blocks.max(1)).next_multiple_of(6);
-        // Each block reads the weights anew: not of less than half of the rows that fit. Then the threads share out columns.
-        RowBlocks::new(spans, if 2 * even < fit { fit } else { even.min(fit) })
-    }
-
-    /// Bytes that a row adds to a block.
-    fn row_bytes(&self) -> usize {
-        match self.w.panels.values() {
-            // AVX2 multiplies 16 bits of both.
-            Values::I8(_) | Values::I16(_) => Integers::<i16>::row_bytes(self.w.panels.k),
-            #[cfg(target_arch = "x86_64")]
-            Values::Fours(_) => Integers::<i8>::row_bytes(self.w.panels.k),
-            #[cfg(target_arch = "x86_64")]
-            Values::Pairs(_) => self.x.row_stride * size_of::<u16>(),
-            _ => self.x.row_stride * size_of::<f32>(),
-        }
     }
 
     /// All outputs of a block of rows in some panels.
@@ -386,9 +356,12 @@ impl Job<'_> {
         let acc = &mut workspace.acc.0;
         let input = span.input + offset * self.x.row_stride;
         let name = (self.number, index);
+        let kept = if self.by_head { index % KEPT_BLOCKS } else { 0 };
+        let fours = self.takes_fours(isa, panels.len());
         match self.w.panels.values() {
             Values::I16(_) => {
-                let words = &mut workspace.words;
+                let words = &mut workspace.words[kept];
+                words.fours = fours;
                 words.load(isa, name, &self.x, input, span.rows);
             }
             Values::I8(_) => {
@@ -406,11 +379,16 @@ impl Job<'_> {
         let together = self.takes_together(isa, span.rows);
         #[cfg(not(target_arch = "x86_64"))]
         let together = false;
-        let step = panels_per_call(isa, span.rows, together).max(self.group());
+        let step = match fours {
+            true => MAX_PANELS,
+            false => panels_per_call(isa, span.rows, together).max(self.group()),
+        };
         for panel in panels.clone().step_by(step) {
             let count = step.min(panels.end - panel);
             let range = panel..panel + count;
-            self.expect_output(panel, count, (span.out + offset * self.row_step, span.rows));
+            if self.shared {
+                self.expect_output(panel, count, (span.out + offset * self.row_step, span.rows));
+            }
             match self.w.panels.values() {
                 #[cfg(target_arch = "x86_64")]
                 Values::F32(b) if together => {
@@ -452,12 +430,12 @@ impl Job<'_> {
                 #[cfg(target_arch = "x86_64")]
                 Values::I16(b) if isa.level() == Level::Avx512 => {
                     let size = self.w.panels.panel_values();
-                    let words = &workspace.words;
+                    let words = &workspace.words[kept];
                     words.multiply_wide(isa, &b[panel * size..], (count, size), acc);
                 }
                 Values::I16(b) => {
                     let size = self.w.panels.panel_values();
-                    let words = &workspace.words;
+                    let words = &workspace.words[kept];
                     words.multiply(isa, &b[panel * size..], (count, size), acc);
                 }
             }
