@@ -90,7 +90,7 @@ impl Rows {
     /// # Safety
     /// AVX-512 must be there, and all rows.
     #[inline]
-    #[target_feature(enable = "avx512f")]
+    #[target_feature(enable = "avx512f,avx512vl")]
     unsafe fn scale<const R: usize>(&self, most: f32, scales: &mut [f32]) -> [f32; WIDTH] {
         // Rows past the last are the last again: no branch, and as many chains as there are rows.
         let at: [*const f32; R] = std::array::from_fn(|row| {
@@ -116,7 +116,11 @@ impl Rows {
         }
         // SAFETY: the array is as long as a vector, and the mask leaves out what lies past the last scale.
         unsafe {
-            let (scale, inverse) = inverse(largest_of(largest), most);
+            let largest = largest_of(largest);
+            let (scale, inverse) = match R {
+                ..=HALF => inverse_of_half(largest, most),
+                _ => inverse(largest, most),
+            };
             _mm512_mask_storeu_ps(scales.as_mut_ptr(), mask(scales.len()), scale);
             let mut inverses = [0.0; WIDTH];
             _mm512_storeu_ps(inverses.as_mut_ptr(), inverse);
@@ -147,7 +151,7 @@ impl Rows {
     ///
     /// # Safety
     /// AVX-512 must be there, all rows readable and the words writable.
-    #[target_feature(enable = "avx512f,avx512bw")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn lay(&self, most: f32, scales: &mut [f32], out: *mut i32, width: usize) {
         // SAFETY: by the caller's promise.
         let inverses = unsafe { self.scale::<WIDTH>(most, scales) };
@@ -211,7 +215,7 @@ impl Rows {
 ///
 /// # Safety
 /// AVX-512 must be there, and a line of two rows of each panel.
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn zip(rows: [&[f32]; 2], most: f32, scales: &mut [f32], panels: *mut i16, stride: usize) {
     let count = scales.len();
     let rows = rows.map(|values| Rows {
@@ -296,4 +300,106 @@ fn inverse(largest: __m512i, most: f32) -> (__m512, __m512) {
         _mm512_mask_blend_ps(finite, nan, scale),
         _mm512_maskz_mov_ps(finite, inverse),
     )
+}
+
+/// The same of eight rows: a division of half a vector takes half the time.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn inverse_of_half(largest: __m512i, most: f32) -> (__m512, __m512) {
+    let largest = _mm512_castsi512_si256(largest);
+    let finite = _mm256_cmplt_epi32_mask(largest, _mm256_set1_epi32(INFINITE));
+    let quotient = _mm256_div_ps(_mm256_set1_ps(most), _mm256_castsi256_ps(largest));
+    let inverse = _mm256_min_ps(quotient, _mm256_set1_ps(f32::MAX));
+    let scale = _mm256_div_ps(_mm256_set1_ps(1.0), inverse);
+    let nan = _mm256_set1_ps(f32::NAN);
+    (
+        _mm512_zextps256_ps512(_mm256_mask_blend_ps(finite, nan, scale)),
+        _mm512_zextps256_ps512(_mm256_maskz_mov_ps(finite, inverse)),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::super::integers::Whole;
+    use super::*;
+
+    /// Rows of all magnitudes, `stride` values apart.
+    fn rows(count: usize, stride: usize) -> Vec<f32> {
+        let value =
+            |i: usize| (i as f32 * 0.37).sin() * 10f32.powi((i / stride % 7) as i32 * 9 - 30);
+        (0..count * stride).map(value).collect()
+    }
+
+    fn wide() -> Option<Isa> {
+        let wide = Isa::available()
+            .into_iter()
+            .find(|isa| isa.level() == Level::Avx512);
+        if wide.is_none() {
+            eprintln!("SKIPPED: no AVX-512 on this machine");
+        }
+        wide
+    }
+
+    #[test]
+    fn rows_are_rounded_as_one_by_one() {
+        let Some(isa) = wide() else { return };
+        for (count, length) in (1..=WIDTH).flat_map(|n| [1, 2, 31, 64, 77, 128].map(|l| (n, l))) {
+            let stride = length + 5;
+            let mut x = rows(count, stride);
+            x[count / 2 * stride] = [f32::NAN, 0.0, f32::INFINITY][length % 3];
+            let width = count.next_multiple_of(4);
+            let mut scales = vec![0.0; count];
+            let mut out = vec![[7i16; 2]; length.div_ceil(2) * width];
+            let most = i16::LARGEST.into();
+            round_rows(
+                isa,
+                (&x, stride),
+                length,
+                most,
+                &mut scales,
+                (&mut out, width),
+            );
+            for row in 0..count {
+                let mut expected = vec![0i16; length.next_multiple_of(2)];
+                let values = &x[row * stride..][..length];
+                let (scale, _) = i16::round(Isa::PORTABLE, values, &mut expected[..length]);
+                assert_eq!(scales[row].to_bits(), scale.to_bits(), "{count} {length}");
+                let words = expected.as_chunks::<2>().0;
+                for (i, word) in words.iter().enumerate() {
+                    assert_eq!(out[i * width + row], *word, "{count} x {length}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_pair_of_rows_lies_side_by_side() {
+        let Some(isa) = wide() else { return };
+        for (count, length) in [1, 2].into_iter().flat_map(|n| [5, 16, 50].map(|l| (n, l))) {
+            let (x, stride) = (rows(2, length), 64);
+            let (first, second) = x.split_at(length);
+            let mut scales = vec![0.0; count];
+            let mut panels = vec![7i16; length.div_ceil(WIDTH) * stride];
+            let most = i16::LARGEST.into();
+            round_pair(
+                isa,
+                [first, second],
+                most,
+                &mut scales,
+                (&mut panels, stride),
+            );
+            for (row, values) in [first, second].into_iter().enumerate() {
+                let mut expected = vec![0i16; length];
+                let (scale, _) = i16::round(Isa::PORTABLE, values, &mut expected);
+                for (column, q) in expected.into_iter().enumerate() {
+                    let place = column / WIDTH * stride + column % WIDTH * 2 + row;
+                    assert_eq!(panels[place], if row < count { q } else { 0 });
+                }
+                if row < count {
+                    assert_eq!(scales[row].to_bits(), scale.to_bits());
+                }
+            }
+        }
+    }
 }
