@@ -22,7 +22,7 @@ use std::cell::RefCell;
 use super::dense::CpuLinear;
 use super::gemm::{self, WIDTH};
 use super::pool::SharedMut;
-use super::{Cpu, Isa, WeightPrecision, check_shape};
+use super::{Cpu, Isa, check_shape};
 use crate::backend::{Attention, AttnPlan, Dense, Epilogue, KvShape, Masks, RelPos, Result};
 use crate::tensor::{Segments, Tensor};
 use block::Block;
@@ -162,7 +162,7 @@ impl Attention for Cpu {
         out: &mut Tensor<Self>,
     ) -> Result<()> {
         let d = out.cols();
-        if !self.projects_by_head() || !(d / heads).is_multiple_of(WIDTH) {
+        if !self.works_in_blocks() || !(d / heads).is_multiple_of(WIDTH) {
             self.linear(x, w, Epilogue::None, qkv)?;
             return self.attention(qkv, heads, segments, queries, rel, masks, out);
         }
@@ -181,14 +181,6 @@ impl Attention for Cpu {
         let job = Inside::new(projected, heads, (segments, queries), rel, masks, out);
         job.run(self);
         Ok(())
-    }
-}
-
-impl Cpu {
-    /// Whether queries, keys and values are computed head by head: for int8 without tile registers the rows would be rounded anew each time.
-    fn projects_by_head(&self) -> bool {
-        let keeps_rounded = self.options.weights == WeightPrecision::Bf16 || self.isa.has_tiles();
-        self.works_in_blocks() && keeps_rounded
     }
 }
 

@@ -214,7 +214,7 @@ pub(crate) fn number() -> u64 {
 thread_local! {
     static WORKSPACE: RefCell<Workspace> = RefCell::new(Workspace {
         acc: Box::default(),
-        bytes: Integers::default(),
+        bytes: std::array::from_fn(|_| Integers::default()),
         words: std::array::from_fn(|_| Integers::default()),
         #[cfg(target_arch = "x86_64")]
         pairs: bf16::Rows::default(),
@@ -229,9 +229,10 @@ const KEPT_BLOCKS: usize = 16;
 /// What a thread keeps between blocks; it grows once.
 struct Workspace {
     acc: Box<Aligned>,
-    /// Rows of the block under way, for int8 weights: kept because a thread often works on several chunks of the same rows.
-    bytes: Integers<i8>,
-    /// The same for weights of 16-bit integers; of a product whose columns are asked for bit by bit, more than one block of it.
+    /// Rows of the block under way, for int8 weights: kept because a thread often works on several chunks of the same rows; of a product whose columns are
+    /// asked for head by head, more than one block of it.
+    bytes: [Integers<i8>; KEPT_BLOCKS],
+    /// The same for weights of 16-bit integers.
     words: [Integers<i16>; KEPT_BLOCKS],
     /// The same for products of pairs of bf16.
     #[cfg(target_arch = "x86_64")]
@@ -365,12 +366,14 @@ impl Job<'_> {
                 words.load(isa, name, &self.x, input, span.rows);
             }
             Values::I8(_) => {
-                let bytes = &mut workspace.bytes;
+                let bytes = &mut workspace.bytes[kept];
+                bytes.fours = fours;
                 bytes.load(isa, name, &self.x, input, span.rows);
             }
             #[cfg(target_arch = "x86_64")]
             Values::Fours(_) => {
-                let bytes = &mut workspace.bytes;
+                let bytes = &mut workspace.bytes[kept];
+                bytes.fours = fours;
                 bytes.load(isa, name, &self.x, input, span.rows);
             }
             _ => {}
@@ -418,13 +421,13 @@ impl Job<'_> {
                 }
                 Values::I8(b) => {
                     let size = self.w.panels.panel_values();
-                    let bytes = &workspace.bytes;
+                    let bytes = &workspace.bytes[kept];
                     bytes.multiply(isa, &b[panel * size..], (count, size), acc);
                 }
                 #[cfg(target_arch = "x86_64")]
                 Values::Fours(b) => {
                     let size = self.w.panels.panel_values();
-                    let bytes = &workspace.bytes;
+                    let bytes = &workspace.bytes[kept];
                     bytes.multiply_wide(isa, &b[panel * size..], (count, size), acc);
                 }
                 #[cfg(target_arch = "x86_64")]

@@ -71,7 +71,7 @@ impl Job<'_> {
         };
         if let Values::Fours(_) = values {
             let bytes = &mut workspace.bytes;
-            bytes.load(isa, name, &self.x, input, span.rows);
+            bytes[0].load(isa, name, &self.x, input, span.rows);
         }
         for panel in panels.clone().step_by(at_once) {
             let count = at_once.min(panels.end - panel);
@@ -102,7 +102,7 @@ impl Job<'_> {
                     Values::Fours(b) => {
                         let b = (&b[panel * size..][..count * size], size);
                         let kernel = (&mut tiles, &mut ahead, isa);
-                        workspace.bytes.multiply_in_tiles(kernel, part, b, acc);
+                        workspace.bytes[0].multiply_in_tiles(kernel, part, b, acc);
                     }
                     Values::F32(_) | Values::I16(_) | Values::I8(_) => {
                         unreachable!("weights packed for other kernels. This is a bug.")
