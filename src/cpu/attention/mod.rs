@@ -3,7 +3,8 @@
 //! Both pack keys as `[keys / 16][Dh][16]` and values as `[Dh / 16][keys][16]`, so that scores and weighted sums are products of the kernel that
 //! linear layers use. The cache keeps keys and values in f32 or, beside weights that are not f32, rounded to bf16 as they are stored. Where weights of
 //! linear layers are not f32 and the CPU multiplies bf16, queries, keys, weights and values are rounded to it, over the cache in pairs, inside sequences in pairs or in
-//! tile registers; else products are of f32, to which the cache's bf16 is widened as it is read. Scores of a block of queries are kept whole: the softmax is exact, not an online one, and
+//! tile registers; where AVX-512 does not multiply it, attention inside sequences without positions is of 16-bit integers (`fixed.rs`); else products are of f32, to which the
+//! cache's bf16 is widened as it is read. Scores of a block of queries are kept whole: the softmax is exact, not an online one, and
 //! a row's sums run over its keys from the first to the last, whatever else is in the block.
 
 mod block;
