@@ -6,7 +6,7 @@
 
 use super::super::Isa;
 use super::super::buffer::Reused;
-use super::super::gemm::{self, Between, Input, RoundedRow, STRETCH, WIDTH};
+use super::super::gemm::{self, Between, Input, RoundedRow, STRETCH, TO_INTEGER, WIDTH};
 use super::super::isa::per_isa;
 use super::super::math::exp;
 use super::block::{LANES, fold, largest_seen};
@@ -15,8 +15,6 @@ use super::block::{LANES, fold, largest_seen};
 const BLOCK_SCORES: usize = 64 * 1024;
 /// Queries of a block but the last are a multiple of this: whole tiles of every kernel.
 const TILE_QUERIES: usize = 24;
-/// Adding it to a f32 below 2²² in size leaves the nearest integer in the low bits.
-const TO_INTEGER: f32 = 12_582_912.0;
 
 /// Keys and values of one head, rounded, and what a block of queries needs; the buffers grow once.
 #[derive(Default)]

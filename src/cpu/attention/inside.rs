@@ -1,6 +1,7 @@
 //! Attention inside sequences: one head of one sequence is a task.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::super::buffer::Reused;
 use super::super::gemm::{self, Input, Span, WIDTH, Weights};
@@ -146,6 +147,15 @@ impl<'a> Inside<'a> {
         rounds && isa.level() == Level::Avx512 && !isa.multiplies_bf16()
     }
 
+    /// Rows of sequence `b`, those that are wanted, and how many come before these.
+    fn rows(&self, b: usize) -> (Range<usize>, Range<usize>, usize) {
+        let (range, wanted) = (self.segments.range(b), self.queries.range(b));
+        let Some(past) = range.len().checked_sub(wanted.len()) else {
+            panic!("attention: {} of {} rows", wanted.len(), range.len());
+        };
+        (range, wanted, past)
+    }
+
     /// A head of sequence `b`, where it lies or made in `buffer`.
     fn head<'b>(
         &'b self,
@@ -194,10 +204,7 @@ impl<'a> Inside<'a> {
     /// One head of sequence `b` in 16-bit integers, without positions.
     #[cfg(target_arch = "x86_64")]
     fn attend_fixed(&self, isa: Isa, (b, head): (usize, usize), qkv: Head<'_>, work: &mut Fixed) {
-        let (range, wanted) = (self.segments.range(b), self.queries.range(b));
-        let Some(past) = range.len().checked_sub(wanted.len()) else {
-            panic!("attention: {} of {} rows", wanted.len(), range.len());
-        };
+        let (range, wanted, past) = self.rows(b);
         let [_, key, value] = qkv.first;
         let shape = (range.len(), qkv.dh);
         work.pack(isa, shape, (qkv.values, qkv.stride), [key, value]);
@@ -230,10 +237,7 @@ impl<'a> Inside<'a> {
     ) {
         let (d, dh) = (self.d, qkv.dh);
         let scale = 1.0 / (dh as f32).sqrt();
-        let (range, wanted) = (self.segments.range(b), self.queries.range(b));
-        let Some(past) = range.len().checked_sub(wanted.len()) else {
-            panic!("attention: {} of {} rows", wanted.len(), range.len());
-        };
+        let (range, wanted, past) = self.rows(b);
         let at = head * dh;
         let shape = (range.len(), dh);
         packed.pack::<O>(isa, shape, |j| qkv.row(1, j), |j| qkv.row(2, j));

@@ -33,7 +33,7 @@ impl Between {
     pub(crate) fn load(&mut self, isa: Isa, x: &Input<'_>, first: usize, count: usize) {
         assert!(count <= MOST_ROWS, "gemm: rows of a block");
         self.loaded += 1;
-        self.rows.fours = isa.loads_one_operand();
+        self.rows.take_fours(isa.loads_one_operand());
         self.rows.load(isa, (0, self.loaded), x, first, count);
     }
 
@@ -46,7 +46,7 @@ impl Between {
     ) {
         assert!(count <= MOST_ROWS, "gemm: rows of a block");
         let rows = &mut self.rows;
-        rows.fours = isa.loads_one_operand();
+        rows.take_fours(isa.loads_one_operand());
         rows.begin(isa, count, depth);
         for i in 0..count {
             let row = RoundedRow {

@@ -11,6 +11,7 @@ const BLOCK_BYTES: usize = 192 * 1024;
 /// The same where AVX-512 lays rows together: its CPUs have 1 MiB and more.
 #[cfg(target_arch = "x86_64")]
 const BLOCK_BYTES_TOGETHER: usize = 512 * 1024;
+
 /// The spans cut into blocks of at most `rows` rows.
 pub(super) struct RowBlocks {
     rows: usize,

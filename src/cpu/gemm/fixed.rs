@@ -60,7 +60,7 @@ impl Whole for i16 {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn fill(rows: &mut Rows<i16>, isa: Isa, x: &Input<'_>, first: usize) {
+    fn fill_wide(rows: &mut Rows<i16>, isa: Isa, x: &Input<'_>, first: usize) {
         if x.taps == 1 && rows.count > 1 && rows.lies_together(isa) {
             rows.round_together(isa, x, first);
         } else {

@@ -114,18 +114,23 @@ impl Rows {
                 largest[row] = larger(largest[row], values);
             }
         }
-        // SAFETY: the array is as long as a vector, and the mask leaves out what lies past the last scale.
-        unsafe {
-            let largest = largest_of(largest);
-            let (scale, inverse) = match R {
-                ..=HALF => inverse_of_half(largest, most),
-                _ => inverse(largest, most),
-            };
-            _mm512_mask_storeu_ps(scales.as_mut_ptr(), mask(scales.len()), scale);
-            let mut inverses = [0.0; WIDTH];
-            _mm512_storeu_ps(inverses.as_mut_ptr(), inverse);
-            inverses
+        let largest = largest_of(largest);
+        let halves = [
+            _mm512_castsi512_si256(largest),
+            _mm512_extracti64x4_epi64::<1>(largest),
+        ];
+        let mut inverses = [0.0; WIDTH];
+        let each = inverses.chunks_exact_mut(HALF).zip(scales.chunks_mut(HALF));
+        // Half a vector is divided in half the time.
+        for ((inverses, scales), largest) in each.zip(halves) {
+            let (scale, inverse) = inverse(largest, most);
+            // SAFETY: a half is as long, and the mask leaves out what lies past the last scale.
+            unsafe {
+                _mm256_mask_storeu_ps(scales.as_mut_ptr(), mask(scales.len()) as u8, scale);
+                _mm256_storeu_ps(inverses.as_mut_ptr(), inverse);
+            }
         }
+        inverses
     }
 
     /// Sixteen words of a row.
@@ -286,35 +291,19 @@ fn largest_of(rows: [__m512i; WIDTH]) -> __m512i {
     _mm512_max_epi32(even, odd)
 }
 
-/// Scales and their inverses of rows whose largest sizes have these bits. Of rows that are not finite zeros as inverses: then all integers are zeros.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn inverse(largest: __m512i, most: f32) -> (__m512, __m512) {
-    let finite = _mm512_cmplt_epi32_mask(largest, _mm512_set1_epi32(INFINITE));
-    let quotient = _mm512_div_ps(_mm512_set1_ps(most), _mm512_castsi512_ps(largest));
-    // The bound is for zeros and for values so small that the quotient is infinite.
-    let inverse = _mm512_min_ps(quotient, _mm512_set1_ps(f32::MAX));
-    let scale = _mm512_div_ps(_mm512_set1_ps(1.0), inverse);
-    let nan = _mm512_set1_ps(f32::NAN);
-    (
-        _mm512_mask_blend_ps(finite, nan, scale),
-        _mm512_maskz_mov_ps(finite, inverse),
-    )
-}
-
-/// The same of eight rows: a division of half a vector takes half the time.
+/// Scales and their inverses of eight rows whose largest sizes have these bits. Of rows that are not finite zeros as inverses: then all integers are zeros.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl")]
-fn inverse_of_half(largest: __m512i, most: f32) -> (__m512, __m512) {
-    let largest = _mm512_castsi512_si256(largest);
+fn inverse(largest: __m256i, most: f32) -> (__m256, __m256) {
     let finite = _mm256_cmplt_epi32_mask(largest, _mm256_set1_epi32(INFINITE));
     let quotient = _mm256_div_ps(_mm256_set1_ps(most), _mm256_castsi256_ps(largest));
+    // The bound is for zeros and for values so small that the quotient is infinite.
     let inverse = _mm256_min_ps(quotient, _mm256_set1_ps(f32::MAX));
     let scale = _mm256_div_ps(_mm256_set1_ps(1.0), inverse);
     let nan = _mm256_set1_ps(f32::NAN);
     (
-        _mm512_zextps256_ps512(_mm256_mask_blend_ps(finite, nan, scale)),
-        _mm512_zextps256_ps512(_mm256_maskz_mov_ps(finite, inverse)),
+        _mm256_mask_blend_ps(finite, nan, scale),
+        _mm256_maskz_mov_ps(finite, inverse),
     )
 }
 

@@ -22,7 +22,7 @@ use crate::cpu::buffer::Reused;
 /// length where AVX-512 multiplies.
 pub(super) const SEGMENT: usize = 128;
 /// Added to a f32 below 2²² in size, leaves the nearest integer (of two, the even one) in the low bits of the sum.
-const TO_INTEGER: f32 = 12_582_912.0;
+pub(crate) const TO_INTEGER: f32 = 12_582_912.0;
 /// An integer that activations are rounded to; weights are of the same, but for what AVX-512 and tile registers multiply.
 pub(super) trait Whole: Load + Default {
     /// Largest size of a rounded activation.
@@ -48,7 +48,7 @@ pub(super) trait Whole: Load + Default {
 
     /// Rounds all rows, which are those of `x` from `x.values[first]` on, for AVX-512 to multiply.
     #[cfg(target_arch = "x86_64")]
-    fn fill(rows: &mut Rows<Self>, isa: Isa, x: &Input<'_>, first: usize) {
+    fn fill_wide(rows: &mut Rows<Self>, isa: Isa, x: &Input<'_>, first: usize) {
         rows.fill(isa, x, first);
         rows.lay_together(isa);
     }
@@ -70,7 +70,7 @@ pub(super) struct Rows<V: Whole> {
     /// Which block of which product this is.
     name: Option<(u64, usize)>,
     pub(super) count: usize,
-    /// Whether tiles take four panels at once: where a product's come in fours.
+    /// Whether tiles take four panels at once: where a product's come in fours. See [`Rows::take_fours`].
     pub(super) fours: bool,
     pub(super) depth: usize,
     /// Rows that a segment has room for: in tile registers, which hold anything past the last row, whole registers of them.
@@ -119,7 +119,7 @@ impl<V: Whole> Rows<V> {
         self.begin(isa, count, x.taps * x.depth);
         match isa.level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => V::fill(self, isa, x, first),
+            Level::Avx512 => V::fill_wide(self, isa, x, first),
             _ => self.fill(isa, x, first),
         }
         #[cfg(target_arch = "x86_64")]
@@ -128,6 +128,14 @@ impl<V: Whole> Rows<V> {
             V::widen(isa, &self.values[..values], &mut self.wide);
         }
         self.name = Some(name);
+    }
+
+    /// Whether tiles are to take four panels at once. Rows that lie otherwise are loaded anew.
+    pub(super) fn take_fours(&mut self, fours: bool) {
+        if self.fours != fours {
+            self.name = None;
+            self.fours = fours;
+        }
     }
 
     /// Makes room for `count` rows of `depth` values.

@@ -49,6 +49,8 @@ pub(crate) use between::{Between, LARGEST, MOST_ROWS, RoundedRow, STRETCH, large
 #[cfg(target_arch = "x86_64")]
 pub(crate) use fixed_avx512::{round_pair, round_rows};
 #[cfg(target_arch = "x86_64")]
+pub(crate) use integers::TO_INTEGER;
+#[cfg(target_arch = "x86_64")]
 pub(crate) use kinds::{Bf16, Single, Widened};
 pub(crate) use panels::{Panels, Row, Stored, WIDTH};
 #[cfg(target_arch = "x86_64")]
@@ -362,18 +364,18 @@ impl Job<'_> {
         match self.w.panels.values() {
             Values::I16(_) => {
                 let words = &mut workspace.words[kept];
-                words.fours = fours;
+                words.take_fours(fours);
                 words.load(isa, name, &self.x, input, span.rows);
             }
             Values::I8(_) => {
                 let bytes = &mut workspace.bytes[kept];
-                bytes.fours = fours;
+                bytes.take_fours(fours);
                 bytes.load(isa, name, &self.x, input, span.rows);
             }
             #[cfg(target_arch = "x86_64")]
             Values::Fours(_) => {
                 let bytes = &mut workspace.bytes[kept];
-                bytes.fours = fours;
+                bytes.take_fours(fours);
                 bytes.load(isa, name, &self.x, input, span.rows);
             }
             _ => {}
