@@ -59,7 +59,7 @@ impl ConvGeom {
 pub enum Fidelity {
     /// In the device's usual precision.
     Usual,
-    /// With eleven significant bits at least: the vocoder's, whose rounding errors are heard as noise.
+    /// With eleven significant bits at least, of a value or of the largest of some channels beside it: the vocoder's, whose rounding errors are heard as noise.
     Signal,
     /// Activations kept in f32 and sums in f64: for f0, whose rounding errors the source's phase multiplies by thousands. Without groups.
     Exact,

@@ -5,6 +5,8 @@
 //! copied once, padded and activated, into the backend's scratch buffer.
 
 use super::exact::ExactConv;
+#[cfg(target_arch = "x86_64")]
+use super::gemm::Sliding;
 use super::gemm::{self, Input, Output, Panels, Row, Span, Stored, WIDTH, Weights};
 use super::reference::conv::source_row;
 use super::{Activation, Buffer, Cpu, Store, check_shape, rows};
@@ -13,12 +15,79 @@ use crate::tensor::{Segments, Tensor};
 
 /// How a convolution's weights are kept.
 enum Kernel {
-    /// Panels `[Co / groups, k · Ci / groups]` and bias of each group.
-    Products(Vec<(Panels, Vec<f32>)>),
+    /// Weights and bias of each group.
+    Products(Vec<(Taps, Vec<f32>)>),
     /// One channel per group: `[k, C]` and bias `[C]`.
     Depthwise(Vec<f32>, Vec<f32>),
     /// Sums in f64.
     Exact(ExactConv),
+}
+
+/// Weights of `k` taps side by side.
+enum Taps {
+    /// Panels `[Co, k · Ci]`.
+    Panels(Panels),
+    /// Of integers.
+    #[cfg(target_arch = "x86_64")]
+    Sliding(Sliding),
+}
+
+impl Taps {
+    /// Packs `[co, taps, ci]`, of which `value(channel, tap, input)` is one.
+    fn pack(
+        stored: Stored,
+        (co, taps, ci): (usize, usize, usize),
+        value: impl Fn(usize, usize, usize) -> f32,
+    ) -> Result<Self> {
+        let count = co.div_ceil(WIDTH);
+        let fill = |channel: usize, row: &mut [f32]| {
+            for (i, v) in row.iter_mut().enumerate() {
+                *v = value(channel, i / ci, i % ci);
+            }
+        };
+        #[cfg(target_arch = "x86_64")]
+        if stored == Stored::Fixed && ci >= Sliding::LEAST_CHANNELS && taps > 0 {
+            let fill = |channel: usize, row: &mut [f32]| {
+                (channel < co).then(|| fill(channel, row)).is_some()
+            };
+            return Ok(Self::Sliding(Sliding::pack(count, (taps, ci), fill)?));
+        }
+        let stored = match stored {
+            Stored::Fixed => Stored::F32,
+            other => other,
+        };
+        let panels = Panels::pack(count, taps * ci, stored, |channel, row| {
+            (channel < co).then(|| {
+                fill(channel, row);
+                Row::Values
+            })
+        })?;
+        Ok(Self::Panels(panels))
+    }
+
+    /// Their products with the rows of `x`, whose taps are those of the convolution.
+    fn run(
+        &self,
+        cpu: &Cpu,
+        mut x: Input<'_>,
+        spans: &[Span],
+        bias: &[f32],
+        store: Store<'_>,
+        out: Output<'_>,
+    ) {
+        match self {
+            Self::Panels(panels) => {
+                if x.tap_stride == x.depth {
+                    // Rows that overlap.
+                    (x.taps, x.depth) = (1, x.taps * x.depth);
+                }
+                let weights = Weights { panels, bias };
+                gemm::run((&cpu.pool, cpu.isa), x, spans, weights, store, out);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Sliding(taps) => taps.run((&cpu.pool, cpu.isa), x, spans, bias, store, out),
+        }
+    }
 }
 
 /// A packed convolution.
@@ -42,7 +111,7 @@ pub struct CpuConvT1d {
 
 /// The taps that reach the output rows `phase + stride · m`.
 struct Phase {
-    panels: Panels,
+    weights: Taps,
     taps: usize,
     /// Input row of the last tap, relative to `m`.
     last: usize,
@@ -96,24 +165,23 @@ impl Conv for Cpu {
             Fidelity::Signal => Stored::signal(self.isa, self.options.weights),
             Fidelity::Exact => Stored::F32,
         };
+        let stored = match stored {
+            // Rows are rounded whole.
+            Stored::Fixed if groups > 1 => Stored::F32,
+            other => other,
+        };
         let values = w.to_f32();
         let kernel = if groups > 1 && cig == 1 && co == groups {
             let w = (0..taps * co).map(|i| values[i % co * taps + i / co]);
             Kernel::Depthwise(w.collect(), bias)
         } else {
             let cog = co / groups;
-            let count = cog.div_ceil(WIDTH);
             let group = |g: usize| {
-                let panels = Panels::pack(count, taps * cig, stored, |c, row| {
-                    (c < cog).then(|| {
-                        let w = &values[(g * cog + c) * cig * taps..][..cig * taps];
-                        for (i, v) in row.iter_mut().enumerate() {
-                            *v = w[i % cig * taps + i / cig];
-                        }
-                        Row::Values
-                    })
+                let weights = Taps::pack(stored, (cog, taps, cig), |c, tap, i| {
+                    values[((g * cog + c) * cig + i) * taps + tap]
                 })?;
-                Ok((panels, padded_bias(&bias[g * cog..(g + 1) * cog], count)))
+                let bias = &bias[g * cog..(g + 1) * cog];
+                Ok((weights, padded_bias(bias, cog.div_ceil(WIDTH))))
             };
             Kernel::Products((0..groups).map(group).collect::<Result<_>>()?)
         };
@@ -135,30 +203,26 @@ impl Conv for Cpu {
         check_shape!("pack_conv_transpose1d", w.shape.len(), 3);
         let (ci, co, taps) = (w.shape[0], w.shape[1], w.shape[2]);
         let values = w.to_f32();
-        let count = co.div_ceil(WIDTH);
         let stored = Stored::signal(self.isa, self.options.weights);
         let phase = |phase: usize| {
             // Input row r reaches output row r · stride + t − padding: the taps of a phase are `first + stride · j`, and tap j reads row `last − j`.
             let (first, last) = ((phase + padding) % stride, (phase + padding) / stride);
             let reach = taps.saturating_sub(first).div_ceil(stride);
-            let panels = Panels::pack(count, reach * ci, stored, |c, row| {
-                (c < co).then(|| {
-                    for (i, v) in row.iter_mut().enumerate() {
-                        let t = first + stride * (reach - 1 - i / ci);
-                        *v = values[(i % ci * co + c) * taps + t];
-                    }
-                    Row::Values
-                })
+            let weights = Taps::pack(stored, (co, reach, ci), |c, tap, i| {
+                values[(i * co + c) * taps + first + stride * (reach - 1 - tap)]
             })?;
             Ok(Phase {
-                panels,
+                weights,
                 taps: reach,
                 last,
             })
         };
         Ok(CpuConvT1d {
             phases: (0..stride).map(phase).collect::<Result<_>>()?,
-            bias: padded_bias(&bias_or_zeros("pack_conv_transpose1d", bias, co), count),
+            bias: padded_bias(
+                &bias_or_zeros("pack_conv_transpose1d", bias, co),
+                co.div_ceil(WIDTH),
+            ),
             ci,
             co,
             taps,
@@ -271,13 +335,9 @@ impl Conv for Cpu {
             let input = Input {
                 values,
                 row_stride: w.ci,
-                taps: 1,
-                tap_stride: 0,
-                depth: part.taps * w.ci,
-            };
-            let weights = Weights {
-                panels: &part.panels,
-                bias: &w.bias,
+                taps: part.taps,
+                tap_stride: w.ci,
+                depth: w.ci,
             };
             let output = Output {
                 values: out.data_mut(),
@@ -286,14 +346,8 @@ impl Conv for Cpu {
                 first_column: 0,
                 columns: w.co,
             };
-            gemm::run(
-                (&self.pool, self.isa),
-                input,
-                &spans,
-                weights,
-                store,
-                output,
-            );
+            part.weights
+                .run(self, input, &spans, &w.bias, store, output);
         }
         Ok(())
     }
@@ -341,21 +395,20 @@ impl Cpu {
         &self,
         values: &[f32],
         spans: &[Span],
-        groups: &[(Panels, Vec<f32>)],
+        groups: &[(Taps, Vec<f32>)],
         w: &CpuConv1d,
         geom: &ConvGeom,
         store: Store<'_>,
         out: &mut [f32],
     ) {
         let (cig, cog) = (w.ci / groups.len(), w.co / groups.len());
-        let merged = geom.dilation == 1 && groups.len() == 1;
-        for (g, (panels, bias)) in groups.iter().enumerate() {
+        for (g, (weights, bias)) in groups.iter().enumerate() {
             let input = Input {
                 values: &values[g * cig..],
                 row_stride: geom.stride * w.ci,
-                taps: if merged { 1 } else { w.taps },
+                taps: w.taps,
                 tap_stride: geom.dilation * w.ci,
-                depth: if merged { w.taps * cig } else { cig },
+                depth: cig,
             };
             let output = Output {
                 values: out,
@@ -364,8 +417,7 @@ impl Cpu {
                 first_column: g * cog,
                 columns: cog,
             };
-            let weights = Weights { panels, bias };
-            gemm::run((&self.pool, self.isa), input, spans, weights, store, output);
+            weights.run(self, input, spans, bias, store, output);
         }
     }
 

@@ -19,7 +19,7 @@ pub(super) struct RowBlocks {
 }
 
 impl RowBlocks {
-    fn new(spans: &[Span], rows: usize) -> Self {
+    pub(super) fn new(spans: &[Span], rows: usize) -> Self {
         let count = spans.iter().map(|s| s.rows.div_ceil(rows)).sum();
         Self { rows, count }
     }

@@ -17,8 +17,10 @@ use crate::cpu::isa::per_isa;
 /// Most that the sizes of a channel's weights may add up to in a segment: no sum of products overflows.
 const MOST: f32 = (i32::MAX / i16::LARGEST as i32) as f32 - SEGMENT as f32;
 
-/// Rounds a channel of values to integers, and returns what they are to be multiplied by: NaN where one is not finite.
-pub(super) fn round_channel(row: &mut [f32]) -> f32 {
+/// Rounds a channel of values to integers, of which `segment` are multiplied before the sum is scaled, and returns what they are to be multiplied by: NaN where
+/// one is not finite.
+pub(super) fn round_channel(row: &mut [f32], segment: usize) -> f32 {
+    assert!(segment <= SEGMENT, "gemm: a sum of {segment} products");
     if !row.iter().all(|v| v.is_finite()) {
         // As visible as with weights that are floats.
         row.fill(0.0);
@@ -26,7 +28,7 @@ pub(super) fn round_channel(row: &mut [f32]) -> f32 {
     }
     let size = |values: &[f32]| values.iter().fold(0.0, |m: f32, v| m.max(v.abs()));
     let sum = |values: &[f32]| values.iter().map(|v| v.abs()).sum::<f32>();
-    let most = row.chunks(SEGMENT).map(sum).fold(0.0, f32::max);
+    let most = row.chunks(segment).map(sum).fold(0.0, f32::max);
     let scale = (size(row) / f32::from(i16::MAX)).max(most / MOST);
     // Not of zeros, nor of values so small that the quotient would be infinite.
     let scale = scale.max(f32::MIN_POSITIVE);
@@ -99,7 +101,7 @@ mod tests {
     #[test]
     fn weights_keep_more_than_bf16_has() {
         let (row, mut q) = (channel(896), channel(896));
-        let scale = round_channel(&mut q);
+        let scale = round_channel(&mut q, SEGMENT);
         let energy: f32 = row.iter().map(|v| v * v).sum();
         let error: f32 = row
             .iter()
@@ -121,7 +123,7 @@ mod tests {
             vec![1e-42; 300],
         ];
         for mut row in rows {
-            round_channel(&mut row);
+            round_channel(&mut row, SEGMENT);
             assert!(row.iter().all(|v| v.abs() <= f32::from(i16::MAX)));
             for segment in row.chunks(SEGMENT) {
                 let sizes: i64 = segment.iter().map(|&v| v.abs() as i64).sum();
@@ -134,7 +136,7 @@ mod tests {
     fn what_is_not_finite_spoils_its_channel() {
         for bad in [f32::NAN, f32::INFINITY] {
             let mut row = [1.0, bad, 2.0];
-            assert!(round_channel(&mut row).is_nan());
+            assert!(round_channel(&mut row, SEGMENT).is_nan());
         }
     }
 }

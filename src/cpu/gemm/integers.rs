@@ -490,7 +490,7 @@ mod tests {
         for sign in [1.0, -1.0] {
             // What a channel of equal weights is rounded to.
             let mut row = vec![sign * 0.7; SEGMENT];
-            let scale = fixed::round_channel(&mut row);
+            let scale = fixed::round_channel(&mut row, SEGMENT);
             assert!((row[0] * scale / (sign * 0.7) - 1.0).abs() < 1e-3);
             largest_sums_fit(row[0] as i16);
         }

@@ -36,6 +36,10 @@ mod kinds;
 mod panels;
 mod portable;
 #[cfg(target_arch = "x86_64")]
+mod sliding;
+#[cfg(target_arch = "x86_64")]
+mod sliding_avx512;
+#[cfg(target_arch = "x86_64")]
 mod tiled;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
@@ -53,6 +57,8 @@ pub(crate) use integers::TO_INTEGER;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use kinds::{Bf16, Single, Widened};
 pub(crate) use panels::{Panels, Row, Stored, WIDTH};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use sliding::Sliding;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use tiles::Hardware;
 

@@ -6,6 +6,7 @@
 use half::bf16;
 
 use super::fixed;
+use super::integers::SEGMENT;
 use crate::backend::Result;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::isa::Level;
@@ -70,11 +71,16 @@ impl Stored {
         }
     }
 
-    /// The same of convolutions whose errors are heard as noise: with tile registers three products of bf16 are faster than one of f32.
+    /// The same of convolutions whose errors are heard as noise: with tile registers three products of bf16 are faster than one of f32, and with AVX-512 two of
+    /// 16-bit integers.
     pub(crate) fn signal(isa: Isa, precision: WeightPrecision) -> Self {
         match precision {
             #[cfg(target_arch = "x86_64")]
             WeightPrecision::Bf16 | WeightPrecision::Int8 if isa.has_tiles() => Self::Bf16Split,
+            #[cfg(target_arch = "x86_64")]
+            WeightPrecision::Bf16 | WeightPrecision::Int8 if isa.level() == Level::Avx512 => {
+                Self::Fixed
+            }
             _ => Self::F32,
         }
     }
@@ -96,7 +102,7 @@ impl Stored {
             WeightPrecision::Bf16 | WeightPrecision::Int8 if isa.multiplies_bf16() => {
                 Self::Bf16Pairs
             }
-            _ => Self::F32,
+            _ => Self::signal(isa, precision),
         }
     }
 
@@ -195,7 +201,7 @@ impl Panels {
             Stored::Fixed => {
                 self.scale[channel] = match kind {
                     Row::Quantised(scale) => scale,
-                    Row::Values => fixed::round_channel(row),
+                    Row::Values => fixed::round_channel(row, SEGMENT),
                 };
                 let values: &mut [i16] = bytemuck::cast_slice_mut(&mut self.lines);
                 for (k, &v) in row.iter().enumerate() {
