@@ -11,7 +11,7 @@ use super::Isa;
 use super::integers::Rows;
 use super::integers::{SEGMENT, Whole, round};
 #[cfg(target_arch = "x86_64")]
-use super::kinds;
+use super::{kinds, rounding_avx512};
 use crate::cpu::isa::per_isa;
 
 /// Most that the sizes of a channel's weights may add up to in a segment: no sum of products overflows.
@@ -69,6 +69,17 @@ impl Whole for i16 {
             rows.fill(isa, x, first);
             rows.lay_together(isa);
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn round_rows(
+        isa: Isa,
+        x: (&[f32], usize),
+        length: usize,
+        (scales, _): (&mut [f32], &mut [i32]),
+        out: (&mut [[i16; 2]], usize),
+    ) {
+        rounding_avx512::round_rows(isa, x, length, Self::LARGEST.into(), scales, out);
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -2,11 +2,11 @@
 
 use super::Isa;
 use super::integers::{SEGMENT, Whole, round};
-#[cfg(target_arch = "x86_64")]
-use super::kinds;
 use super::panels::ADDED;
 #[cfg(target_arch = "x86_64")]
 use super::panels::FOURS_DEPTH;
+#[cfg(target_arch = "x86_64")]
+use super::{kinds, rounding_avx512};
 use crate::cpu::isa::per_isa;
 
 const _: () = assert!(
@@ -39,6 +39,17 @@ impl Whole for i8 {
     #[cfg(target_arch = "x86_64")]
     fn pairs<'a>(_values: &'a [i8], wide: &'a [i16]) -> &'a [i16] {
         wide
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn round_rows(
+        isa: Isa,
+        x: (&[f32], usize),
+        length: usize,
+        scales: (&mut [f32], &mut [i32]),
+        out: (&mut [[i8; 4]], usize),
+    ) {
+        rounding_avx512::round_bytes(isa, x, length, (scales, ADDED), out);
     }
 
     #[cfg(target_arch = "x86_64")]

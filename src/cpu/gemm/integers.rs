@@ -53,6 +53,17 @@ pub(super) trait Whole: Load + Default {
         rows.lay_together(isa);
     }
 
+    /// Rounds the first `length` values of at most 16 rows, as many as there are scales, which begin `stride` values apart in `x`: one word of each row, then
+    /// the next, `width` words apart, and of each row its scale and what its sums begin with.
+    #[cfg(target_arch = "x86_64")]
+    fn round_rows(
+        isa: Isa,
+        x: (&[f32], usize),
+        length: usize,
+        scales: (&mut [f32], &mut [i32]),
+        out: (&mut [Self::Word], usize),
+    );
+
     /// What AVX-512 multiplies.
     #[cfg(target_arch = "x86_64")]
     type Kind: kinds::Kind<X = Self>;

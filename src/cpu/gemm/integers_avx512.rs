@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::integers::{Rows, SEGMENT, Whole};
 use super::{
-    Accumulators, Call, Input, Isa, Level, Target, WIDTH, avx512, fixed_avx512, interleaved, kinds,
+    Accumulators, Call, Input, Isa, Level, Target, WIDTH, avx512, interleaved, kinds,
+    rounding_avx512,
 };
 
 /// Bytes of a panel's block where several tiles take turns at it: it stays in the first-level cache with its input.
@@ -185,7 +186,7 @@ impl Rows<i16> {
             let rows = tile.len();
             let scales = &mut this.scales[segment * this.count + tile.start..][..rows];
             let (from, to) = ((values, x.row_stride), (out, rows));
-            fixed_avx512::round_rows(isa, from, length, i16::LARGEST.into(), scales, to);
+            rounding_avx512::round_rows(isa, from, length, i16::LARGEST.into(), scales, to);
         });
     }
 }

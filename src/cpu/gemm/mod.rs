@@ -19,8 +19,6 @@ mod bf16;
 mod blocks;
 mod finish;
 mod fixed;
-#[cfg(target_arch = "x86_64")]
-mod fixed_avx512;
 mod int8;
 #[cfg(target_arch = "x86_64")]
 mod int8_amx;
@@ -36,13 +34,17 @@ mod kinds;
 mod panels;
 mod portable;
 #[cfg(target_arch = "x86_64")]
-mod sliding;
+mod rounding_avx512;
 #[cfg(target_arch = "x86_64")]
-mod sliding_avx512;
+mod sliding;
 #[cfg(target_arch = "x86_64")]
 mod tiled;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod words;
+#[cfg(target_arch = "x86_64")]
+mod words_avx512;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use amx::{Ahead, REGISTER_PRODUCTS, TILE_DEPTH, register_products, run as run_tiles};
@@ -51,12 +53,12 @@ pub(crate) use avx512::{Side, interleave, round_to_bf16, run as run_avx512};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use between::{Between, LARGEST, MOST_ROWS, RoundedRow, STRETCH, largest_of_column};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use fixed_avx512::{round_pair, round_rows};
-#[cfg(target_arch = "x86_64")]
 pub(crate) use integers::TO_INTEGER;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use kinds::{Bf16, Single, Widened};
 pub(crate) use panels::{Panels, Row, Stored, WIDTH};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use rounding_avx512::{round_pair, round_rows};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use sliding::Sliding;
 #[cfg(target_arch = "x86_64")]
@@ -225,6 +227,8 @@ thread_local! {
         bytes: std::array::from_fn(|_| Integers::default()),
         words: std::array::from_fn(|_| Integers::default()),
         #[cfg(target_arch = "x86_64")]
+        by_word: std::array::from_fn(|_| words::Rows::default()),
+        #[cfg(target_arch = "x86_64")]
         pairs: bf16::Rows::default(),
         #[cfg(target_arch = "x86_64")]
         together: interleaved::Rows::default(),
@@ -242,6 +246,9 @@ struct Workspace {
     bytes: [Integers<i8>; KEPT_BLOCKS],
     /// The same for weights of 16-bit integers.
     words: [Integers<i16>; KEPT_BLOCKS],
+    /// The same of many rows of either that lie word by word.
+    #[cfg(target_arch = "x86_64")]
+    by_word: [words::Rows; KEPT_BLOCKS],
     /// The same for products of pairs of bf16.
     #[cfg(target_arch = "x86_64")]
     pairs: bf16::Rows,
@@ -333,16 +340,6 @@ impl Job<'_> {
         MAX_PANELS
     }
 
-    /// Whether tiles take four panels at once: of heads of 64 values, whose panels are four.
-    fn takes_fours(&self, isa: Isa, panels: usize) -> bool {
-        let _ = (isa, panels);
-        #[cfg(target_arch = "x86_64")]
-        if isa.loads_one_operand() && self.by_head {
-            return panels.is_multiple_of(MAX_PANELS);
-        }
-        false
-    }
-
     /// Whether the kernel is that of tile registers.
     #[cfg(target_arch = "x86_64")]
     fn takes_tiles(&self, isa: Isa) -> bool {
@@ -366,22 +363,24 @@ impl Job<'_> {
         let input = span.input + offset * self.x.row_stride;
         let name = (self.number, index);
         let kept = if self.by_head { index % KEPT_BLOCKS } else { 0 };
-        let fours = self.takes_fours(isa, panels.len());
+        #[cfg(target_arch = "x86_64")]
+        if self.takes_words(isa, span.rows) {
+            let row = span.out + offset * self.row_step;
+            let by_word = &mut workspace.by_word[kept];
+            return self.block_by_word(isa, (by_word, acc), name, (input, row, span.rows), panels);
+        }
         match self.w.panels.values() {
             Values::I16(_) => {
                 let words = &mut workspace.words[kept];
-                words.take_fours(fours);
                 words.load(isa, name, &self.x, input, span.rows);
             }
             Values::I8(_) => {
                 let bytes = &mut workspace.bytes[kept];
-                bytes.take_fours(fours);
                 bytes.load(isa, name, &self.x, input, span.rows);
             }
             #[cfg(target_arch = "x86_64")]
             Values::Fours(_) => {
                 let bytes = &mut workspace.bytes[kept];
-                bytes.take_fours(fours);
                 bytes.load(isa, name, &self.x, input, span.rows);
             }
             _ => {}
@@ -390,10 +389,7 @@ impl Job<'_> {
         let together = self.takes_together(isa, span.rows);
         #[cfg(not(target_arch = "x86_64"))]
         let together = false;
-        let step = match fours {
-            true => MAX_PANELS,
-            false => panels_per_call(isa, span.rows, together).max(self.group()),
-        };
+        let step = panels_per_call(isa, span.rows, together).max(self.group());
         for panel in panels.clone().step_by(step) {
             let count = step.min(panels.end - panel);
             let range = panel..panel + count;

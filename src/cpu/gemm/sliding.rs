@@ -3,24 +3,22 @@
 //! In: padded rows of f32, channels last. Out: rows as [`run`](super::run) stores them. Each row has a scale for every stretch of at most [`SEGMENT`] channels,
 //! by which the exact sums of its products are added up in f32, tap by tap, and of a tap stretch by stretch. So a row's bytes depend on the rows that it reads alone.
 //!
-//! Rounded rows lie word by word: all rows' first two channels, then all rows' next two. The rows that a tap reads begin as many places later as it reads later
-//! rows, so a tile reads neighbours whatever the dilation. Where the convolution has a stride, every `stride`-th row is such a neighbour.
+//! Rounded rows lie word by word ([`Words`]). The rows that a tap reads begin as many places later as it reads later rows, so a tile reads neighbours whatever the
+//! dilation. Where the convolution has a stride, every `stride`-th row is such a neighbour.
 
 use std::cell::RefCell;
 
 use super::blocks::RowBlocks;
 use super::fixed;
-use super::integers::{SEGMENT, Whole};
+use super::integers::SEGMENT;
 use super::panels::Values;
-use super::sliding_avx512::{Kernel, Start};
+use super::words::Words;
+use super::words_avx512::Kernel;
 use super::{
     Aligned, BLOCK_ROWS, CHUNKS_PER_THREAD, Input, Isa, Job, MAX_PANELS, Output, Panels, Pool, Row,
-    SharedMut, Span, Store, Stored, WIDTH, Weights, fixed_avx512, number,
+    SharedMut, Span, Store, Stored, Weights, number,
 };
 use crate::backend::Result;
-
-/// Bytes of the panels that all tiles of a block take turns at: they stay in the first-level cache.
-const TURN_BYTES: usize = 16 * 1024;
 
 /// Weights of a convolution, `[Co / 16][taps · stretches][stretch / 2][16][2]`.
 pub(crate) struct Sliding {
@@ -110,14 +108,45 @@ impl Sliding {
             let (span, offset) = blocks.get(spans, block);
             WORKSPACE.with_borrow_mut(|workspace| {
                 let rows = (span.input + offset * x.row_stride, span.rows);
-                workspace
-                    .rows
-                    .load(isa, (job.number, block), self, &x, rows);
+                self.load(isa, (job.number, block), &x, rows, &mut workspace.rows);
                 let row = span.out + offset * job.row_step;
                 let panels = (first, per_chunk.min(count - first));
                 self.multiply(isa, &job, workspace, (row, span.rows), panels);
             });
         });
+    }
+
+    /// Rounds what `count` output rows read, the first of them from `x.values[first]` on, unless the block called `name` is what is there already.
+    fn load(
+        &self,
+        isa: Isa,
+        name: (u64, usize),
+        x: &Input<'_>,
+        (first, count): (usize, usize),
+        rows: &mut Words<i16>,
+    ) {
+        if rows.is(name) {
+            return;
+        }
+        let (channels, stretch) = (self.channels, self.stretch);
+        let (stride, dilation) = (x.row_stride / channels, x.tap_stride / channels);
+        let read = (count - 1) * stride + (self.taps - 1) * dilation + 1;
+        let stretches = channels.div_ceil(stretch);
+        rows.begin(read.div_ceil(stride), stride * stretches, stretch);
+        for phase in 0..stride.min(read) {
+            let count = (read - phase).div_ceil(stride);
+            for i in 0..stretches {
+                let length = stretch.min(channels - i * stretch);
+                let values = &x.values[first + phase * channels + i * stretch..];
+                let place = (phase * stretches + i, count);
+                rows.round(isa, place, (values, x.row_stride), length);
+            }
+        }
+        for tap in (0..self.taps).map(|t| t * dilation) {
+            for i in 0..stretches {
+                rows.then(tap % stride * stretches + i, tap / stride, stretch);
+            }
+        }
     }
 
     /// Some panels of a block whose rows are rounded.
@@ -129,32 +158,18 @@ impl Sliding {
         rows: (usize, usize),
         (first, count): (usize, usize),
     ) {
-        let Workspace { rows: x, acc } = workspace;
         let Values::I16(values) = self.panels.values() else {
             unreachable!("weights packed for other kernels. This is a bug.")
         };
-        let size = self.panels.panel_values();
-        let turn = TURN_BYTES / (MAX_PANELS * self.stretch * WIDTH * size_of::<i16>());
+        let (size, acc) = (self.panels.panel_values(), &mut workspace.acc.0);
         for panel in (first..first + count).step_by(MAX_PANELS) {
             let panels = MAX_PANELS.min(first + count - panel);
             if job.shared {
                 job.expect_output(panel, panels, rows);
             }
-            let mut done = 0;
-            for starts in x.starts.chunks(turn.max(1)) {
-                let kernel = Kernel {
-                    words: &x.words,
-                    scales: &x.scales,
-                    pitch: x.pitch,
-                    steps: self.stretch / 2,
-                    starts,
-                    fresh: done == 0,
-                };
-                let b = &values[panel * size + done * self.stretch * WIDTH..];
-                kernel.run(isa, rows.1, (b, size, panels), &mut acc.0);
-                done += starts.len();
-            }
-            job.finish(isa, &acc.0, (panel, panels), rows);
+            let b = (&values[panel * size..], size, panels);
+            workspace.rows.multiply(isa, rows.1, b, acc);
+            job.finish(isa, acc, (panel, panels), rows);
         }
     }
 }
@@ -163,7 +178,7 @@ impl Sliding {
 fn rows_of_block(spans: &[Span]) -> usize {
     let longest = spans.iter().map(|s| s.rows).max().unwrap_or(0).max(1);
     let even = longest.div_ceil(longest.div_ceil(BLOCK_ROWS));
-    even.next_multiple_of(Kernel::ROWS)
+    even.next_multiple_of(Kernel::<i16>::ROWS)
 }
 
 thread_local! {
@@ -173,79 +188,6 @@ thread_local! {
 /// What a thread keeps between blocks; it grows once.
 #[derive(Default)]
 struct Workspace {
-    rows: Rows,
+    rows: Words<i16>,
     acc: Box<Aligned>,
-}
-
-/// The rows that a block of output rows reads, rounded.
-#[derive(Default)]
-struct Rows {
-    /// Which block of which product this is.
-    name: Option<(u64, usize)>,
-    /// `[stride][stretches][stretch / 2][pitch]`
-    words: Vec<[i16; 2]>,
-    /// `[stride][stretches][pitch]`
-    scales: Vec<f32>,
-    /// Places for rows.
-    pitch: usize,
-    /// Of every stretch of every tap.
-    starts: Vec<Start>,
-}
-
-impl Rows {
-    /// Rounds what `count` output rows read, the first of them from `x.values[first]` on, unless the block called `name` is what is here already.
-    fn load(
-        &mut self,
-        isa: Isa,
-        name: (u64, usize),
-        of: &Sliding,
-        x: &Input<'_>,
-        (first, count): (usize, usize),
-    ) {
-        if self.name == Some(name) {
-            return;
-        }
-        self.name = None;
-        let (channels, stretch) = (of.channels, of.stretch);
-        let (stride, dilation) = (x.row_stride / channels, x.tap_stride / channels);
-        let read = (count - 1) * stride + (of.taps - 1) * dilation + 1;
-        // An odd number of cache lines from a word of a row to its next, so that these spread over the whole cache.
-        self.pitch = (read.div_ceil(stride).div_ceil(WIDTH) | 1) * WIDTH;
-        let (pitch, words) = (self.pitch, stretch / 2);
-        let stretches = channels.div_ceil(stretch);
-        let (places, most) = (stride * stretches * pitch, i16::LARGEST.into());
-        if self.words.len() < places * words {
-            self.words.resize(places * words, [0; 2]);
-        }
-        if self.scales.len() < places {
-            self.scales.resize(places, 0.0);
-        }
-        for phase in 0..stride.min(read) {
-            let rows = (read - phase).div_ceil(stride);
-            for row in (0..rows).step_by(WIDTH) {
-                let at = first + (row * stride + phase) * channels;
-                for i in 0..stretches {
-                    let place = phase * stretches + i;
-                    let length = stretch.min(channels - i * stretch);
-                    let values = &x.values[at + i * stretch..];
-                    let n = WIDTH.min(rows - row);
-                    let scales = &mut self.scales[place * pitch + row..][..n];
-                    let out = &mut self.words[place * words * pitch + row..];
-                    let from = (values, x.row_stride);
-                    fixed_avx512::round_rows(isa, from, length, most, scales, (out, pitch));
-                }
-            }
-        }
-        self.starts.clear();
-        for tap in (0..of.taps).map(|t| t * dilation) {
-            self.starts.extend((0..stretches).map(|i| {
-                let place = tap % stride * stretches + i;
-                Start {
-                    word: place * words * pitch + tap / stride,
-                    scale: place * pitch + tap / stride,
-                }
-            }));
-        }
-        self.name = Some(name);
-    }
 }

@@ -1,52 +1,61 @@
-//! The kernel of convolutions in 16-bit integers: up to 6 rows by 64 columns of integer sums in registers.
+//! The kernel of rows that lie word by word: up to 6 rows by 64 columns of integer sums in registers.
 
 use std::arch::x86_64::*;
 
+use super::integers::Whole;
+use super::kinds::Kind;
+use super::words::Weight;
 use super::{Accumulators, BLOCK_ROWS, Isa, MAX_PANELS, WIDTH, rows_per_call};
 
-/// Where the rows that a stretch of a tap reads begin.
+/// Where the rows begin that a stretch of the panels' depth is multiplied by, and its steps.
 #[derive(Clone, Copy)]
 pub(super) struct Start {
     pub(super) word: usize,
     pub(super) scale: usize,
+    pub(super) steps: usize,
 }
 
 /// Rows, word by word, and what is multiplied of them.
 #[derive(Clone, Copy)]
-pub(super) struct Kernel<'a> {
-    pub(super) words: &'a [[i16; 2]],
+pub(super) struct Kernel<'a, V: Whole> {
+    pub(super) words: &'a [V::Word],
     pub(super) scales: &'a [f32],
+    pub(super) offsets: &'a [i32],
     /// Words from a row's word to its next.
     pub(super) pitch: usize,
-    /// Words of a stretch.
-    pub(super) steps: usize,
     pub(super) starts: &'a [Start],
     /// Whether the sums start at zero.
     pub(super) fresh: bool,
 }
 
-impl Kernel<'_> {
+impl<V: Whole> Kernel<'_, V> {
     /// Rows of a tile.
     pub(super) const ROWS: usize = 6;
+    /// Weights of a step.
+    const STEP: usize = V::Kind::STEP * WIDTH;
+
+    /// Weights that it reads of each panel.
+    pub(super) fn weights(&self) -> usize {
+        self.starts.iter().map(|s| s.steps * Self::STEP).sum()
+    }
 
     /// `acc [panel][rows] (+)= Σ scales · (words · panel)` for `panels` panels, `size` weights apart, of which `b` begins with the first.
     pub(super) fn run(
         &self,
         _proof: Isa,
         rows: usize,
-        (b, size, panels): (&[i16], usize, usize),
+        (b, size, panels): (&[Weight<V>], usize, usize),
         acc: &mut Accumulators,
     ) {
+        const { assert!(size_of::<V::Word>() == 4 && V::Kind::WORDS == 1) };
         assert!((1..=BLOCK_ROWS).contains(&rows) && (1..=MAX_PANELS).contains(&panels));
-        assert!(self.steps > 0, "gemm: an empty stretch");
-        assert!(rows <= self.pitch);
-        let last = (self.steps - 1) * self.pitch + rows;
         for start in self.starts {
-            assert!(start.word + last <= self.words.len());
-            assert!(start.scale + rows <= self.scales.len());
+            let last = start.steps.saturating_sub(1) * self.pitch;
+            assert!(start.word + last + rows <= self.words.len());
+            let scales = self.scales.len().min(self.offsets.len());
+            assert!(start.scale + rows <= scales);
         }
-        let read = self.starts.len() * self.steps * 2 * WIDTH;
-        assert!((panels - 1) * size + read <= b.len());
+        assert!((panels - 1) * size + self.weights() <= b.len());
         let per_tile = rows_per_call(rows);
         for row in (0..rows).step_by(per_tile) {
             let count = per_tile.min(rows - row);
@@ -62,7 +71,7 @@ impl Kernel<'_> {
         &self,
         row: usize,
         shape: (usize, usize),
-        b: (*const i16, usize),
+        b: (*const Weight<V>, usize),
         acc: &mut Accumulators,
     ) {
         macro_rules! tiles {
@@ -87,32 +96,38 @@ impl Kernel<'_> {
     unsafe fn tile<const R: usize, const P: usize>(
         &self,
         row: usize,
-        (b, size): (*const i16, usize),
+        (b, size): (*const Weight<V>, usize),
         acc: &mut Accumulators,
     ) {
-        let mut b: [*const i16; P] = std::array::from_fn(|p| b.wrapping_add(p * size));
+        let mut b: [*const Weight<V>; P] = std::array::from_fn(|p| b.wrapping_add(p * size));
         let mut fresh = self.fresh;
         for start in self.starts {
             let mut x = self.words.as_ptr().wrapping_add(start.word + row);
-            let mut sums = [[_mm512_setzero_si512(); P]; R];
-            for _ in 0..self.steps {
+            let mut sums = [[_mm512_setzero_ps(); P]; R];
+            let first = start.scale + row;
+            if V::ADDED > 0 {
+                for r in 0..R {
+                    // SAFETY: by the caller's promise.
+                    let offset = unsafe { *self.offsets.get_unchecked(first + r) };
+                    sums[r] = [_mm512_castsi512_ps(_mm512_set1_epi32(offset)); P];
+                }
+            }
+            for _ in 0..start.steps {
                 // SAFETY: by the caller's promise.
                 unsafe {
-                    let w: [__m512i; P] = std::array::from_fn(|p| _mm512_loadu_si512(b[p].cast()));
+                    let w: [_; P] = std::array::from_fn(|p| V::Kind::load(b[p]));
                     for r in 0..R {
-                        let x = _mm512_set1_epi32(x.add(r).cast::<i32>().read_unaligned());
                         for p in 0..P {
-                            sums[r][p] = _mm512_dpwssd_epi32(sums[r][p], w[p], x);
+                            sums[r][p] = V::Kind::add(sums[r][p], x.add(r).cast(), w[p], 0);
                         }
                     }
                 }
                 x = x.wrapping_add(self.pitch);
-                b = b.map(|b| b.wrapping_add(2 * WIDTH));
+                b = b.map(|b| b.wrapping_add(Self::STEP));
             }
             for r in 0..R {
                 // SAFETY: by the caller's promise.
-                let scale =
-                    unsafe { _mm512_set1_ps(*self.scales.as_ptr().add(start.scale + row + r)) };
+                let scale = unsafe { _mm512_set1_ps(*self.scales.get_unchecked(first + r)) };
                 for p in 0..P {
                     // SAFETY: sixteen sums lie there, of a row of the block.
                     unsafe {
@@ -124,7 +139,8 @@ impl Kernel<'_> {
                             true => _mm512_setzero_ps(),
                             false => _mm512_loadu_ps(out),
                         };
-                        let exact = _mm512_cvtepi32_ps(sums[r][p]);
+                        // One rounding, as in the other kernels.
+                        let exact = _mm512_cvtepi32_ps(_mm512_castps_si512(sums[r][p]));
                         _mm512_storeu_ps(out, _mm512_fmadd_ps(scale, exact, old));
                     }
                 }

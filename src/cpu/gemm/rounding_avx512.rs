@@ -1,8 +1,9 @@
-//! Rounding to 16-bit integers with AVX-512, and laying out what is rounded, at once.
+//! Rounding to integers of 16 bits and of 8 with AVX-512, and laying out what is rounded, at once.
 
 use std::arch::x86_64::*;
 
 use super::avx512::transpose;
+use super::panels::FOURS_DEPTH;
 use super::{Isa, WIDTH};
 
 /// Rows of half a vector.
@@ -38,6 +39,30 @@ pub(crate) fn round_rows(
             _ => x.lay(most, scales, out.as_mut_ptr().cast(), width),
         }
     }
+}
+
+/// The same to bytes, the largest to 127, which weights with `added` are multiplied by: sums of a row begin with its offset. Words past the `length` up to a whole
+/// step of the deepest kernel are zeros.
+pub(super) fn round_bytes(
+    _proof: Isa,
+    (x, stride): (&[f32], usize),
+    length: usize,
+    ((scales, offsets), added): ((&mut [f32], &mut [i32]), u8),
+    (out, width): (&mut [[i8; 4]], usize),
+) {
+    let rows = scales.len();
+    assert!((1..=WIDTH).contains(&rows) && rows <= width && rows == offsets.len());
+    assert!((rows - 1) * stride + length <= x.len());
+    let words = length.next_multiple_of(FOURS_DEPTH) / 4;
+    assert!(words == 0 || (words - 1) * width + rows <= out.len());
+    let x = Rows {
+        values: x.as_ptr(),
+        stride,
+        rows,
+        length,
+    };
+    // SAFETY: as above.
+    unsafe { x.lay_bytes((scales, offsets), added, out.as_mut_ptr().cast(), width) }
 }
 
 /// Rounds a row and the one after it, or one of zeros, with a scale each: columns of both lie side by side in `panels`, sixteen of them in each, which are
@@ -150,6 +175,62 @@ impl Rows {
         });
         let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         _mm512_permutex2var_epi32(pairs[0], even, pairs[1])
+    }
+
+    /// Sixteen words of four bytes of a row.
+    ///
+    /// # Safety
+    /// As [`Rows::load`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn fours(&self, row: usize, first: usize, inverse: f32) -> __m512i {
+        let inverse = _mm512_set1_ps(inverse);
+        let [a, b, c, d] = [0, 1, 2, 3].map(|i| {
+            let first = first + i * WIDTH;
+            let mask = mask(self.length.saturating_sub(first));
+            // SAFETY: by the caller's promise.
+            let values = unsafe { self.load(row, first, mask) };
+            _mm512_cvtps_epi32(_mm512_mul_ps(values, inverse))
+        });
+        // Lane by lane, so that of every four words one comes from each.
+        let bytes = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        _mm512_permutexvar_epi32(order, bytes)
+    }
+
+    /// Words of four bytes of at most sixteen rows.
+    ///
+    /// # Safety
+    /// AVX-512 must be there with VNNI, all rows readable and the words writable.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn lay_bytes(
+        &self,
+        (scales, offsets): (&mut [f32], &mut [i32]),
+        added: u8,
+        out: *mut i32,
+        width: usize,
+    ) {
+        // SAFETY: by the caller's promise.
+        let inverses = unsafe { self.scale::<WIDTH>(f32::from(i8::MAX), scales) };
+        let (steps, stored) = (self.length.div_ceil(FOURS_DEPTH), mask(self.rows));
+        let (mut sums, all_added) = (_mm512_setzero_si512(), _mm512_set1_epi8(added as i8));
+        for first in (0..steps).map(|step| step * WIDTH) {
+            let mut rows = [_mm512_setzero_si512(); WIDTH];
+            for (row, out) in rows.iter_mut().enumerate() {
+                // Without a branch: rows past the last are the last again, and are not stored.
+                let row = row.min(self.rows - 1);
+                // SAFETY: by the caller's promise.
+                *out = unsafe { self.fours(row, 4 * first, inverses[row]) };
+            }
+            for (word, column) in (first..).zip(transpose(rows)) {
+                sums = _mm512_dpbusd_epi32(sums, all_added, column);
+                // SAFETY: by the caller's promise.
+                unsafe { _mm512_mask_storeu_epi32(out.add(word * width), stored, column) };
+            }
+        }
+        let sums = _mm512_sub_epi32(_mm512_setzero_si512(), sums);
+        // SAFETY: there are as many offsets as rows.
+        unsafe { _mm512_mask_storeu_epi32(offsets.as_mut_ptr(), stored, sums) };
     }
 
     /// Words of at most sixteen rows.
@@ -356,6 +437,30 @@ mod tests {
                 assert_eq!(scales[row].to_bits(), scale.to_bits(), "{count} {length}");
                 let words = expected.as_chunks::<2>().0;
                 for (i, word) in words.iter().enumerate() {
+                    assert_eq!(out[i * width + row], *word, "{count} x {length}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_rounded_as_one_by_one() {
+        let Some(isa) = wide() else { return };
+        for (count, length) in (1..=WIDTH).flat_map(|n| [1, 3, 64, 77, 128].map(|l| (n, l))) {
+            let stride = length + 3;
+            let (x, width) = (rows(count, stride), count.next_multiple_of(5));
+            let (mut scales, mut offsets) = (vec![0.0; count], vec![7; count]);
+            let words = length.next_multiple_of(FOURS_DEPTH) / 4;
+            let mut out = vec![[7i8; 4]; words * width];
+            let to = (&mut scales[..], &mut offsets[..]);
+            round_bytes(isa, (&x, stride), length, (to, 128), (&mut out, width));
+            for row in 0..count {
+                let mut expected = vec![0i8; 4 * words];
+                let values = &x[row * stride..][..length];
+                let (scale, sum) = i8::round(Isa::PORTABLE, values, &mut expected[..length]);
+                assert_eq!(scales[row].to_bits(), scale.to_bits(), "{count} {length}");
+                assert_eq!(offsets[row], -128 * sum);
+                for (i, word) in expected.as_chunks::<4>().0.iter().enumerate() {
                     assert_eq!(out[i * width + row], *word, "{count} x {length}");
                 }
             }
