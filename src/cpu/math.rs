@@ -4,7 +4,7 @@
 //! instruction (see [`per_isa`](super::isa)): without it `mul_add` would be a library call.
 //! References: Cephes (Moshier) for `exp`, `ln` and `tanh`.
 
-use std::f32::consts::{FRAC_1_PI, LOG2_E};
+use std::f32::consts::{FRAC_1_PI, LN_2, LOG2_E};
 
 use super::Activation;
 
@@ -59,6 +59,17 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     let (power, p) = exp_parts::<FMA>(x);
     let y = fma::<FMA>(power, p, power);
     if x < -87.0 { 0.0 } else { y }
+}
+
+/// `eˣ` for what is not above 0, relative error below 7e-6: for results that are rounded to few bits. Not below `e⁻⁸⁷`.
+#[inline(always)]
+pub(crate) fn exp_of_negative<const FMA: bool>(x: f32) -> f32 {
+    let x = if x < -87.0 { -87.0 } else { x };
+    let rounded = fma::<FMA>(x, LOG2_E, ROUND);
+    let r = fma::<FMA>(rounded - ROUND, -LN_2, x);
+    let p = poly::<FMA, 3>(r, [4.127_697_7e-2, 1.675_368_8e-1, 5.000_514e-1]);
+    let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+    fma::<FMA>(power, fma::<FMA>(p, r * r, r), power)
 }
 
 /// `eˣ − 1` without cancellation.
@@ -319,6 +330,7 @@ mod tests {
             };
         }
         check!(exp, f64::exp, -86.9, 87.9, 0.0, 1.5e-7);
+        check!(exp_of_negative, f64::exp, -86.9, 0.0, 0.0, 7e-6);
         check!(exp_m1, f64::exp_m1, -80.0, 5.0, 0.0, 3e-7);
         check!(
             sigmoid,

@@ -8,7 +8,7 @@ use super::super::Isa;
 use super::super::buffer::Reused;
 use super::super::gemm::{self, Between, Input, RoundedRow, STRETCH, TO_INTEGER, WIDTH};
 use super::super::isa::per_isa;
-use super::super::math::exp;
+use super::super::math::{exp_of_negative, fma};
 use super::block::{LANES, fold, largest_seen};
 
 /// Scores of a block of queries: they stay in the second-level cache with keys and values.
@@ -209,9 +209,9 @@ per_isa! {
             let blocks = scores.as_chunks::<LANES>().0.iter().zip(factors.as_chunks::<LANES>().0);
             for ((scores, factors), out) in blocks.zip(out.as_chunks_mut::<LANES>().0) {
                 for j in 0..LANES {
-                    let e = exp::<FMA>(scores[j] - max);
+                    let e = exp_of_negative::<FMA>(scores[j] - max);
                     sums[j] += e;
-                    out[j] = (e * factors[j] + TO_INTEGER).to_bits() as i16;
+                    out[j] = fma::<FMA>(e, factors[j], TO_INTEGER).to_bits() as i16;
                 }
             }
         }

@@ -214,6 +214,12 @@ impl<'a> Inside<'a> {
             let place = (start * qkv.stride + qkv.first[0], count);
             let seen = |i| self.masks.get(b).end(start + i, range.len());
             let first = (wanted.start + start - past) * self.d + head * qkv.dh;
+            // Other threads have often held these lines last: they come while scores are computed.
+            for row in (0..count).map(|i| first + i * self.d) {
+                (row..row + qkv.dh)
+                    .step_by(WIDTH)
+                    .for_each(|place| self.out.expect(place));
+            }
             work.attend(
                 isa,
                 (qkv.values, qkv.stride),

@@ -1,5 +1,5 @@
 //! The kernel for AVX-512: sums of f32, of pairs of bf16, widened or not, of fours of bytes or of pairs of 16-bit integers. In registers are up to 6 rows by 64 columns where
-//! rows lie one after the other, and where they lie together, word by word, up to 6 rows by 64 columns, 8 by 48, 12 by 32 or 16 by 16.
+//! rows lie one after the other, and where they lie together, word by word, up to 8 rows by 48, 12 by 32 or 16 by 16.
 
 use std::arch::x86_64::*;
 
@@ -264,11 +264,10 @@ macro_rules! tiles {
     };
 }
 
-/// The same of rows that lie together: one to four panels by the first numbers of rows, one to three by the next that are more, then one or two, then one.
+/// The same of rows that lie together: one to three panels by the first numbers of rows, by the next that are more one or two, then one.
 macro_rules! interleaved_tiles {
-    ($self:ident, $rows:expr, $panels:expr, [$($least:literal)*] [$($few:literal)*] [$($r:literal)*] [$($many:literal)*]) => {
+    ($self:ident, $rows:expr, $panels:expr, [$($few:literal)*] [$($r:literal)*] [$($many:literal)*]) => {
         match ($rows, $panels) {
-            $(($least, 4) => K::tile::<$least, 4, true>($self),)*
             $(($few, 3) => K::tile::<$few, 3, true>($self),)*
             $(
                 ($few, 1) => K::tile::<$few, 1, true>($self),
@@ -297,7 +296,7 @@ impl<K: Kind> Corner<K> {
     unsafe fn run_interleaved(&self, rows: usize, panels: usize) {
         // SAFETY: by the caller's promise.
         unsafe {
-            interleaved_tiles!(self, rows, panels, [1 2 3 4 5 6] [1 2 3 4 5 6 7 8] [9 10 11 12] [13 14 15 16])
+            interleaved_tiles!(self, rows, panels, [1 2 3 4 5 6 7 8] [9 10 11 12] [13 14 15 16])
         }
     }
 
@@ -451,21 +450,26 @@ impl<K: Kind> Corner<K> {
 }
 
 /// `out [words][rows]` from `rows` rows of words that begin `stride` words apart in `x`; at most 16 rows.
-pub(crate) fn interleave<T: Word>(_proof: Isa, x: &[T], stride: usize, rows: usize, out: &mut [T]) {
-    const { assert!(size_of::<T>() == 4) };
-    assert!((1..=WIDTH).contains(&rows) && out.len().is_multiple_of(rows));
+pub(crate) fn interleave<T: Word>(isa: Isa, x: &[T], stride: usize, rows: usize, out: &mut [T]) {
+    assert!(rows > 0 && out.len().is_multiple_of(rows));
     let words = out.len() / rows;
+    interleave_apart(isa, (x, stride), (rows, words), (out, rows));
+}
+
+/// The same of `words` words of each row, those of one place `width` words from those of the next.
+pub(super) fn interleave_apart<T: Word>(
+    _proof: Isa,
+    (x, stride): (&[T], usize),
+    (rows, words): (usize, usize),
+    (out, width): (&mut [T], usize),
+) {
+    const { assert!(size_of::<T>() == 4) };
+    assert!((1..=WIDTH).contains(&rows) && rows <= width);
     assert!((rows - 1) * stride + words <= x.len());
-    // SAFETY: this is called for the level that has these instructions; every word of every row is within `x`.
-    unsafe {
-        interleave_words(
-            x.as_ptr().cast(),
-            stride,
-            rows,
-            words,
-            out.as_mut_ptr().cast(),
-        )
-    }
+    assert!(words == 0 || (words - 1) * width + rows <= out.len());
+    let (x, out) = (x.as_ptr().cast(), out.as_mut_ptr().cast());
+    // SAFETY: this is called for the level that has these instructions; every word of every row is within `x`, and within `out`.
+    unsafe { interleave_words((x, stride), (rows, words), (out, width)) }
 }
 
 /// Sixteen words of sixteen rows at a time.
@@ -473,7 +477,11 @@ pub(crate) fn interleave<T: Word>(_proof: Isa, x: &[T], stride: usize, rows: usi
 /// # Safety
 /// AVX-512 must be there, all words of the 1 to 16 rows readable and the output writable.
 #[target_feature(enable = "avx512f")]
-unsafe fn interleave_words(x: *const i32, stride: usize, rows: usize, words: usize, out: *mut i32) {
+unsafe fn interleave_words(
+    (x, stride): (*const i32, usize),
+    (rows, words): (usize, usize),
+    (out, width): (*mut i32, usize),
+) {
     let stored = !0u16 >> (WIDTH - rows);
     for first in (0..words).step_by(WIDTH) {
         let count = WIDTH.min(words - first);
@@ -486,7 +494,7 @@ unsafe fn interleave_words(x: *const i32, stride: usize, rows: usize, words: usi
             };
             let columns = transpose(std::array::from_fn(row));
             for (i, &column) in columns[..count].iter().enumerate() {
-                _mm512_mask_storeu_epi32(out.add((first + i) * rows), stored, column);
+                _mm512_mask_storeu_epi32(out.add((first + i) * width), stored, column);
             }
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! In: rows and panels of integers, `[depth / 2][16][2]`, `stride` apart. Out: the sums of each panel, row by row, without the scales of its columns.
 
-use super::integers::{Rows, SEGMENT, Whole};
+use super::integers::{SEGMENT, Whole};
+use super::words::Words;
 use super::{Aligned, BLOCK_ROWS, Input, Isa, MAX_PANELS, WIDTH};
 
 /// Most rows of a product.
@@ -15,7 +16,10 @@ pub(crate) const LARGEST: f32 = i16::LARGEST as f32;
 /// Rows that are multiplied by one set of panels after the other.
 #[derive(Default)]
 pub(crate) struct Between {
-    rows: Rows<i16>,
+    words: Words<i16>,
+    rows: usize,
+    /// Some rows as they are written, `[stretches][16][STRETCH]`.
+    written: Vec<i16>,
     acc: Box<Aligned>,
     loaded: usize,
 }
@@ -33,8 +37,8 @@ impl Between {
     pub(crate) fn load(&mut self, isa: Isa, x: &Input<'_>, first: usize, count: usize) {
         assert!(count <= MOST_ROWS, "gemm: rows of a block");
         self.loaded += 1;
-        self.rows.take_fours(isa.loads_one_operand());
-        self.rows.load(isa, (0, self.loaded), x, first, count);
+        self.rows = count;
+        self.words.load(isa, (0, self.loaded), x, (first, count));
     }
 
     /// Takes `count` rows of `depth` integers, each of which `fill` writes.
@@ -45,19 +49,26 @@ impl Between {
         mut fill: impl FnMut(usize, RoundedRow<'_>),
     ) {
         assert!(count <= MOST_ROWS, "gemm: rows of a block");
-        let rows = &mut self.rows;
-        rows.take_fours(isa.loads_one_operand());
-        rows.begin(isa, count, depth);
-        for i in 0..count {
-            let row = RoundedRow {
-                values: &mut rows.values[i * STRETCH..],
-                apart: rows.places * STRETCH,
-                scales: &mut rows.scales[i..],
-                step: count,
-            };
-            fill(i, row);
+        self.rows = count;
+        self.words.begin_layer(count, depth);
+        let stretches = depth.div_ceil(STRETCH);
+        self.written.resize(stretches * WIDTH * STRETCH, 0);
+        for first in (0..count).step_by(WIDTH) {
+            let rows = WIDTH.min(count - first);
+            for i in 0..rows {
+                let (scales, step) = self.words.scales_of(first + i);
+                let row = RoundedRow {
+                    values: &mut self.written[i * STRETCH..],
+                    apart: WIDTH * STRETCH,
+                    scales,
+                    step,
+                };
+                fill(first + i, row);
+            }
+            for (i, stretch) in self.written.chunks_exact(WIDTH * STRETCH).enumerate() {
+                self.words.lay(isa, i, (first, rows), stretch);
+            }
         }
-        rows.lay_together(isa);
     }
 
     /// Calls `each(panel, sums)` for all panels in turn, with the sums of all rows.
@@ -71,9 +82,9 @@ impl Between {
         let acc = &mut self.acc.0;
         for first in (0..panels).step_by(MAX_PANELS) {
             let (count, b) = (MAX_PANELS.min(panels - first), &b[first * stride..]);
-            self.rows.multiply_wide(isa, b, (count, stride), acc);
+            self.words.multiply(isa, self.rows, (b, stride, count), acc);
             for (panel, sums) in acc[..count].iter().enumerate() {
-                each(first + panel, &sums[..self.rows.count]);
+                each(first + panel, &sums[..self.rows]);
             }
         }
     }

@@ -81,8 +81,6 @@ pub(super) struct Rows<V: Whole> {
     /// Which block of which product this is.
     name: Option<(u64, usize)>,
     pub(super) count: usize,
-    /// Whether tiles take four panels at once: where a product's come in fours. See [`Rows::take_fours`].
-    pub(super) fours: bool,
     pub(super) depth: usize,
     /// Rows that a segment has room for: in tile registers, which hold anything past the last row, whole registers of them.
     pub(super) places: usize,
@@ -141,16 +139,8 @@ impl<V: Whole> Rows<V> {
         self.name = Some(name);
     }
 
-    /// Whether tiles are to take four panels at once. Rows that lie otherwise are loaded anew.
-    pub(super) fn take_fours(&mut self, fours: bool) {
-        if self.fours != fours {
-            self.name = None;
-            self.fours = fours;
-        }
-    }
-
     /// Makes room for `count` rows of `depth` values.
-    pub(super) fn begin(&mut self, isa: Isa, count: usize, depth: usize) {
+    fn begin(&mut self, isa: Isa, count: usize, depth: usize) {
         let _ = isa;
         self.name = None;
         self.count = count;

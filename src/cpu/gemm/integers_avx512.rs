@@ -27,9 +27,6 @@ impl<V: Whole> Rows<V> {
 
     /// Rows and panels of a tile of rows that lie together.
     fn tile(&self, isa: Isa) -> (usize, usize) {
-        if self.fours {
-            return interleaved::tile_of_fours(self.count);
-        }
         let rows = interleaved::rows_per_tile(isa, self.count);
         (rows, interleaved::panels_per_tile(isa, rows))
     }
@@ -131,10 +128,7 @@ impl<V: Whole> Rows<V> {
         let (per_tile, at_once) = self.tile(isa);
         let depth = self.depth.next_multiple_of(V::DEPTH);
         let deep = BLOCK_BYTES / (WIDTH * size_of::<Weights<V>>());
-        let (block, step) = match self.fours {
-            true => (interleaved::block_of_wide::<Weights<V>>(), at_once),
-            false => interleaved::blocks::<Weights<V>>(isa, self.count, depth, deep),
-        };
+        let (block, step) = interleaved::blocks::<Weights<V>>(isa, self.count, depth, deep);
         assert!(
             block == depth || block.is_multiple_of(SEGMENT),
             "gemm: a block ends inside a segment"

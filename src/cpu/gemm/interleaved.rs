@@ -15,7 +15,7 @@ pub(super) const SQUARE_ROWS: usize = 12;
 pub(super) const MOST_ROWS: usize = WIDTH;
 /// Rows of a tile of three panels.
 const WIDE_ROWS: usize = 8;
-/// Bytes of a panel's block that these take turns at: three or four of them stay in the first-level cache.
+/// Bytes of a panel's block that these take turns at: three of them stay in the first-level cache.
 const WIDE_BLOCK_BYTES: usize = 8192;
 
 /// Rows of a block's tiles: as even as possible; all of them where one tile takes them.
@@ -28,15 +28,8 @@ pub(super) fn rows_per_tile(isa: Isa, rows: usize) -> usize {
     }
 }
 
-/// Rows, as even as possible, and panels of tiles that take four panels at once: a load of a word serves four products, and the words of six rows are
-/// loaded for twenty-four.
-pub(super) fn tile_of_fours(rows: usize) -> (usize, usize) {
-    let tiles = rows.div_ceil(STRIDED_ROWS).max(1);
-    (rows.div_ceil(tiles), MAX_PANELS)
-}
-
-/// Depth of the blocks at which tiles of three or four panels take turns, where a panel has rows of `W`.
-pub(super) fn block_of_wide<W>() -> usize {
+/// Depth of the blocks at which tiles of three panels take turns, where a panel has rows of `W`.
+fn block_of_wide<W>() -> usize {
     WIDE_BLOCK_BYTES / (WIDTH * size_of::<W>())
 }
 

@@ -16,7 +16,7 @@ use super::words::Words;
 use super::words_avx512::Kernel;
 use super::{
     Aligned, BLOCK_ROWS, CHUNKS_PER_THREAD, Input, Isa, Job, MAX_PANELS, Output, Panels, Pool, Row,
-    SharedMut, Span, Store, Stored, Weights, number,
+    SharedMut, Span, Store, Stored, WIDTH, Weights, number,
 };
 use crate::backend::Result;
 
@@ -135,11 +135,14 @@ impl Sliding {
         rows.begin(read.div_ceil(stride), stride * stretches, stretch);
         for phase in 0..stride.min(read) {
             let count = (read - phase).div_ceil(stride);
-            for i in 0..stretches {
-                let length = stretch.min(channels - i * stretch);
-                let values = &x.values[first + phase * channels + i * stretch..];
-                let place = (phase * stretches + i, count);
-                rows.round(isa, place, (values, x.row_stride), length);
+            for row in (0..count).step_by(WIDTH) {
+                for i in 0..stretches {
+                    let done = i * stretch;
+                    let values = first + phase * channels + row * x.row_stride + done;
+                    let values = (&x.values[values..], x.row_stride);
+                    let (these, length) = (WIDTH.min(count - row), stretch.min(channels - done));
+                    rows.round(isa, phase * stretches + i, (row, these), values, length);
+                }
             }
         }
         for tap in (0..self.taps).map(|t| t * dilation) {

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::integers::{SEGMENT, Whole};
 use super::panels::Values;
 use super::words_avx512::{Kernel, Start};
-use super::{Accumulators, Input, Isa, Job, MAX_PANELS, WIDTH, kinds};
+use super::{Accumulators, Input, Isa, Job, MAX_PANELS, WIDTH, avx512, kinds};
 
 /// Bytes of the panels that all tiles of a block take turns at: they stay in the first-level cache.
 const TURN_BYTES: usize = 32 * 1024;
@@ -71,23 +71,26 @@ impl<V: Whole> Words<V> {
         }
     }
 
-    /// Rounds stretch `i` of `rows` rows, the first `length` values of each row of `x`, which are `stride` values apart.
+    /// Rounds stretch `i` of at most 16 rows from `first` on, the first `length` values of each row of `x`, which are `stride` values apart.
     pub(super) fn round(
         &mut self,
         isa: Isa,
-        (i, rows): (usize, usize),
+        i: usize,
+        (first, rows): (usize, usize),
         (x, stride): (&[f32], usize),
         length: usize,
     ) {
-        for row in (0..rows).step_by(WIDTH) {
-            let count = WIDTH.min(rows - row);
-            let place = i * self.pitch + row;
-            let scales = &mut self.scales[place..place + count];
-            let offsets = &mut self.offsets[place..place + count];
-            let out = &mut self.values[i * self.words * self.pitch + row..];
-            let from = (&x[row * stride..], stride);
-            V::round_rows(isa, from, length, (scales, offsets), (out, self.pitch));
-        }
+        let place = i * self.pitch + first;
+        let scales = &mut self.scales[place..place + rows];
+        let offsets = &mut self.offsets[place..place + rows];
+        let out = &mut self.values[i * self.words * self.pitch + first..];
+        V::round_rows(
+            isa,
+            (x, stride),
+            length,
+            (scales, offsets),
+            (out, self.pitch),
+        );
     }
 
     /// Has the next `depth` weights of all panels multiplied by stretch `i` from row `row` on.
@@ -99,7 +102,16 @@ impl<V: Whole> Words<V> {
         });
     }
 
-    /// Rounds `rows` rows of the only tap of `x`, from `x.values[first]` on, [`SEGMENT`] by [`SEGMENT`], unless the block called `name` is what is here already.
+    /// Makes room for `rows` rows of a layer's input of `depth` values, [`SEGMENT`] by [`SEGMENT`].
+    pub(super) fn begin_layer(&mut self, rows: usize, depth: usize) {
+        self.begin(rows, depth.div_ceil(SEGMENT), SEGMENT);
+        let padded = depth.next_multiple_of(V::DEPTH);
+        for (i, done) in (0..depth).step_by(SEGMENT).enumerate() {
+            self.then(i, 0, SEGMENT.min(padded - done));
+        }
+    }
+
+    /// Rounds `rows` rows of the only tap of `x`, from `x.values[first]` on, unless the block called `name` is what is here already.
     pub(super) fn load(
         &mut self,
         isa: Isa,
@@ -110,13 +122,27 @@ impl<V: Whole> Words<V> {
         if self.is(name) {
             return;
         }
-        self.begin(rows, x.depth.div_ceil(SEGMENT), SEGMENT);
-        let padded = x.depth.next_multiple_of(V::DEPTH);
-        for (i, done) in (0..x.depth).step_by(SEGMENT).enumerate() {
-            let values = (&x.values[first + done..], x.row_stride);
-            self.round(isa, (i, rows), values, SEGMENT.min(x.depth - done));
-            self.then(i, 0, SEGMENT.min(padded - done));
+        self.begin_layer(rows, x.depth);
+        // Rows from front to back, as the CPU fetches them ahead.
+        for row in (0..rows).step_by(WIDTH) {
+            for (i, done) in (0..x.depth).step_by(SEGMENT).enumerate() {
+                let values = &x.values[first + row * x.row_stride + done..];
+                let (these, length) = (WIDTH.min(rows - row), SEGMENT.min(x.depth - done));
+                self.round(isa, i, (row, these), (values, x.row_stride), length);
+            }
         }
+    }
+
+    /// The scales of a row, and how far apart those of its stretches are.
+    pub(super) fn scales_of(&mut self, row: usize) -> (&mut [f32], usize) {
+        (&mut self.scales[row..], self.pitch)
+    }
+
+    /// Takes stretch `i` of `rows` rows from `first` on that are rounded, each a [`SEGMENT`] after the one before.
+    pub(super) fn lay(&mut self, isa: Isa, i: usize, (first, rows): (usize, usize), x: &[V]) {
+        let x = (bytemuck::cast_slice(x), SEGMENT / Self::WORD);
+        let out = &mut self.values[i * self.words * self.pitch + first..];
+        avx512::interleave_apart(isa, x, (rows, self.words), (out, self.pitch));
     }
 
     /// `acc [panel][rows] = rows · panel` for at most [`MAX_PANELS`] panels of `size` weights.
