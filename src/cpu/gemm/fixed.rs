@@ -4,11 +4,7 @@
 //! a step. The largest weight of a channel has 32767 steps where few weights are large, and fewer where many are, so that sums fit: 4096 where they are
 //! spread evenly, 2048 where all are equal. The largest value of a segment of the input has 8191; rounded to bf16 it is off by up to 1 / 512 of itself.
 
-#[cfg(target_arch = "x86_64")]
-use super::Input;
 use super::Isa;
-#[cfg(target_arch = "x86_64")]
-use super::integers::Rows;
 use super::integers::{SEGMENT, Whole, round};
 #[cfg(target_arch = "x86_64")]
 use super::{kinds, rounding_avx512};
@@ -59,16 +55,6 @@ impl Whole for i16 {
     #[cfg(target_arch = "x86_64")]
     fn pairs<'a>(values: &'a [i16], _wide: &'a [i16]) -> &'a [i16] {
         values
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    fn fill_wide(rows: &mut Rows<i16>, isa: Isa, x: &Input<'_>, first: usize) {
-        if x.taps == 1 && rows.count > 1 && rows.lies_together(isa) {
-            rows.round_together(isa, x, first);
-        } else {
-            rows.fill(isa, x, first);
-            rows.lay_together(isa);
-        }
     }
 
     #[cfg(target_arch = "x86_64")]

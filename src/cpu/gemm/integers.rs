@@ -46,13 +46,6 @@ pub(super) trait Whole: Load + Default {
     #[cfg(target_arch = "x86_64")]
     fn pairs<'a>(values: &'a [Self], wide: &'a [i16]) -> &'a [i16];
 
-    /// Rounds all rows, which are those of `x` from `x.values[first]` on, for AVX-512 to multiply.
-    #[cfg(target_arch = "x86_64")]
-    fn fill_wide(rows: &mut Rows<Self>, isa: Isa, x: &Input<'_>, first: usize) {
-        rows.fill(isa, x, first);
-        rows.lay_together(isa);
-    }
-
     /// Rounds the first `length` values of at most 16 rows, as many as there are scales, which begin `stride` values apart in `x`: one word of each row, then
     /// the next, `width` words apart, and of each row its scale and what its sums begin with.
     #[cfg(target_arch = "x86_64")]
@@ -128,7 +121,7 @@ impl<V: Whole> Rows<V> {
         self.begin(isa, count, x.taps * x.depth);
         match isa.level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => V::fill_wide(self, isa, x, first),
+            Level::Avx512 => self.fill_wide(isa, x, first),
             _ => self.fill(isa, x, first),
         }
         #[cfg(target_arch = "x86_64")]

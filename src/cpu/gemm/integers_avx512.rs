@@ -3,10 +3,7 @@
 use std::ops::Range;
 
 use super::integers::{Rows, SEGMENT, Whole};
-use super::{
-    Accumulators, Call, Input, Isa, Level, Target, WIDTH, avx512, interleaved, kinds,
-    rounding_avx512,
-};
+use super::{Accumulators, Call, Input, Isa, Level, Target, WIDTH, avx512, interleaved, kinds};
 
 /// Bytes of a panel's block where several tiles take turns at it: it stays in the first-level cache with its input.
 const BLOCK_BYTES: usize = 8192;
@@ -50,19 +47,6 @@ impl<V: Whole> Rows<V> {
             }
         }
         self.together = together;
-    }
-
-    /// Lays rows together that are rounded, where that is how they are multiplied. A row by itself lies as it does anyway.
-    pub(super) fn lay_together(&mut self, isa: Isa) {
-        if self.count == 1 || !self.lies_together(isa) {
-            return;
-        }
-        let words = SEGMENT / Self::WORD;
-        self.each_tile(isa, |this, tile, segment, out| {
-            let values: &[V::Word] = bytemuck::cast_slice(&this.values);
-            let x = &values[(segment * this.places + tile.start) * words..];
-            avx512::interleave(isa, x, words, tile.len(), out);
-        });
     }
 
     /// `acc [panel][rows] = rows · panel` for `count` panels of `size` weights.
@@ -168,19 +152,35 @@ impl<V: Whole> Rows<V> {
             }
         }
     }
-}
 
-impl Rows<i16> {
-    /// Rounds all rows, of a single tap, from `x.values[first]` on, and lays them together.
-    pub(super) fn round_together(&mut self, isa: Isa, x: &Input<'_>, first: usize) {
+    /// Rounds all rows, which are those of `x` from `x.values[first]` on: at once laid together where that is how they are multiplied.
+    pub(super) fn fill_wide(&mut self, isa: Isa, x: &Input<'_>, first: usize) {
+        if x.taps != 1 || self.count == 1 || !self.lies_together(isa) {
+            self.fill(isa, x, first);
+            return self.lay_together(isa);
+        }
         self.each_tile(isa, |this, tile, segment, out| {
             let done = segment * SEGMENT;
             let values = &x.values[first + tile.start * x.row_stride + done..];
-            let length = SEGMENT.min(this.depth - done);
-            let rows = tile.len();
-            let scales = &mut this.scales[segment * this.count + tile.start..][..rows];
-            let (from, to) = ((values, x.row_stride), (out, rows));
-            rounding_avx512::round_rows(isa, from, length, i16::LARGEST.into(), scales, to);
+            let (length, rows) = (SEGMENT.min(this.depth - done), tile.len());
+            let place = segment * this.count + tile.start;
+            let scales = &mut this.scales[place..place + rows];
+            let offsets = &mut this.offsets[place..place + rows];
+            let from = (values, x.row_stride);
+            V::round_rows(isa, from, length, (scales, offsets), (out, rows));
+        });
+    }
+
+    /// Lays rows together that are rounded, where that is how they are multiplied. A row by itself lies as it does anyway.
+    fn lay_together(&mut self, isa: Isa) {
+        if self.count == 1 || !self.lies_together(isa) {
+            return;
+        }
+        let words = SEGMENT / Self::WORD;
+        self.each_tile(isa, |this, tile, segment, out| {
+            let values: &[V::Word] = bytemuck::cast_slice(&this.values);
+            let x = &values[(segment * this.places + tile.start) * words..];
+            avx512::interleave(isa, x, words, tile.len(), out);
         });
     }
 }
