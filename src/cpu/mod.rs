@@ -4,10 +4,10 @@
 //! what [`Isa::multiplies_bf16`] adds to weights that are not: products with bf16 weights then round their input to bf16 too, and so do
 //! convolutions of [`Fidelity::Usual`](crate::backend::Fidelity::Usual) and attention, with bf16 and with int8 weights alike. Elsewhere products take weights of
 //! bf16 and their input as integers of 16 and 14 bits, whose errors are small beside those of bf16 itself, at up to twice the rate of f32 (`gemm/fixed.rs`), and with
-//! AVX-512 attention inside the flow's sequences is of such integers beside weights that are not f32 (`attention/fixed.rs`).
+//! AVX-512 attention inside the flow's sequences and these convolutions are of such integers beside weights that are not f32 (`attention/fixed.rs`, `gemm/sliding.rs`).
 //! Beside weights that are not f32 the language model's cache keeps keys and values in bf16 ([`WeightPrecision::bytes_of_cached`]).
-//! Sums stay f32, and so do norms and sampling. The vocoder is f32 too, but in tile registers,
-//! where its convolutions multiply sums of two bf16, sixteen bits and more of every value. A row's bytes depend on its
+//! Sums stay f32, and so do norms and sampling. The vocoder is f32 too, but for its convolutions beside weights that are not: with AVX-512 they are of the same integers,
+//! and in tile registers they multiply sums of two bf16, sixteen bits and more of every value. A row's bytes depend on its
 //! own sequence and on the CPU's instructions alone: not on its batch, nor on the number of threads.
 //!
 //! Fast paths are chosen at run time ([`Isa`]). They exist for AVX2 with FMA, which has been run on AMD Zen 3 and 4, for AVX-512 with VNNI and
