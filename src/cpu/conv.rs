@@ -39,7 +39,6 @@ impl Taps {
         (co, taps, ci): (usize, usize, usize),
         value: impl Fn(usize, usize, usize) -> f32,
     ) -> Result<Self> {
-        let count = co.div_ceil(WIDTH);
         let fill = |channel: usize, row: &mut [f32]| {
             for (i, v) in row.iter_mut().enumerate() {
                 *v = value(channel, i / ci, i % ci);
@@ -47,11 +46,9 @@ impl Taps {
         };
         #[cfg(target_arch = "x86_64")]
         if stored == Stored::Fixed && ci >= Sliding::LEAST_CHANNELS && taps > 0 {
-            let fill = |channel: usize, row: &mut [f32]| {
-                (channel < co).then(|| fill(channel, row)).is_some()
-            };
-            return Ok(Self::Sliding(Sliding::pack(count, (taps, ci), fill)?));
+            return Ok(Self::Sliding(Sliding::pack((co, taps, ci), fill)?));
         }
+        let count = co.div_ceil(WIDTH);
         let stored = match stored {
             Stored::Fixed => Stored::F32,
             other => other,

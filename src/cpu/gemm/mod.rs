@@ -133,20 +133,7 @@ pub(crate) fn run(
         let last = span.input + (span.rows - 1) * x.row_stride + (x.taps - 1) * x.tap_stride;
         assert!(last + x.depth <= x.values.len(), "gemm: input too short");
     }
-    let job = Job {
-        number: number(),
-        by_head: false,
-        shared: pool.threads() > 1,
-        first_panel: 0,
-        x,
-        w,
-        store,
-        out: SharedMut::new(out.values),
-        stride: out.stride,
-        row_step: out.row_step,
-        first_column: out.first_column,
-        columns: out.columns,
-    };
+    let job = Job::new(pool, x, w, store, out);
     let blocks = job.row_blocks(pool.threads(), isa, spans);
     let group = job.group();
     let groups = w.panels.count.div_ceil(group);
@@ -275,6 +262,26 @@ struct Job<'a> {
     first_panel: usize,
     first_column: usize,
     columns: usize,
+}
+
+impl<'a> Job<'a> {
+    /// A product of all columns.
+    fn new(pool: &Pool, x: Input<'a>, w: Weights<'a>, store: Store<'a>, out: Output<'a>) -> Self {
+        Self {
+            number: number(),
+            by_head: false,
+            shared: pool.threads() > 1,
+            first_panel: 0,
+            x,
+            w,
+            store,
+            out: SharedMut::new(out.values),
+            stride: out.stride,
+            row_step: out.row_step,
+            first_column: out.first_column,
+            columns: out.columns,
+        }
+    }
 }
 
 impl Job<'_> {

@@ -22,16 +22,9 @@ pub(crate) fn round_rows(
     (out, width): (&mut [[i16; 2]], usize),
 ) {
     let rows = scales.len();
-    assert!((1..=WIDTH).contains(&rows) && rows <= width);
-    assert!((rows - 1) * stride + length <= x.len());
+    let x = Rows::of((x, stride), rows, length);
     let words = length.div_ceil(2);
-    assert!(words == 0 || (words - 1) * width + rows <= out.len());
-    let x = Rows {
-        values: x.as_ptr(),
-        stride,
-        rows,
-        length,
-    };
+    assert!(rows <= width && (words == 0 || (words - 1) * width + rows <= out.len()));
     // SAFETY: this is called for the level that has these instructions; all values and words lie inside the slices.
     unsafe {
         match rows {
@@ -51,16 +44,10 @@ pub(super) fn round_bytes(
     (out, width): (&mut [[i8; 4]], usize),
 ) {
     let rows = scales.len();
-    assert!((1..=WIDTH).contains(&rows) && rows <= width && rows == offsets.len());
-    assert!((rows - 1) * stride + length <= x.len());
+    let x = Rows::of((x, stride), rows, length);
+    assert!(rows == offsets.len() && rows <= width);
     let words = length.next_multiple_of(FOURS_DEPTH) / 4;
     assert!(words == 0 || (words - 1) * width + rows <= out.len());
-    let x = Rows {
-        values: x.as_ptr(),
-        stride,
-        rows,
-        length,
-    };
     // SAFETY: as above.
     unsafe { x.lay_bytes((scales, offsets), added, out.as_mut_ptr().cast(), width) }
 }
@@ -93,6 +80,18 @@ struct Rows {
 }
 
 impl Rows {
+    /// `rows` rows of `length` values, which begin `stride` values apart in `x`; at most 16.
+    fn of((x, stride): (&[f32], usize), rows: usize, length: usize) -> Self {
+        assert!((1..=WIDTH).contains(&rows));
+        assert!((rows - 1) * stride + length <= x.len());
+        Self {
+            values: x.as_ptr(),
+            stride,
+            rows,
+            length,
+        }
+    }
+
     /// Which of 32 values from `first` on a row has.
     fn masks(&self, first: usize) -> [u16; 2] {
         [first, first + WIDTH].map(|first| mask(self.length.saturating_sub(first)))
@@ -177,7 +176,7 @@ impl Rows {
         _mm512_permutex2var_epi32(pairs[0], even, pairs[1])
     }
 
-    /// Sixteen words of four bytes of a row.
+    /// Sixteen words of four bytes of a row; of one that is not finite any bytes, which its scale makes NaN.
     ///
     /// # Safety
     /// As [`Rows::load`].

@@ -16,7 +16,7 @@ use super::words::Words;
 use super::words_avx512::Kernel;
 use super::{
     Aligned, BLOCK_ROWS, CHUNKS_PER_THREAD, Input, Isa, Job, MAX_PANELS, Output, Panels, Pool, Row,
-    SharedMut, Span, Store, Stored, WIDTH, Weights, number,
+    Span, Store, Stored, WIDTH, Weights,
 };
 use crate::backend::Result;
 
@@ -30,21 +30,21 @@ pub(crate) struct Sliding {
 }
 
 impl Sliding {
-    /// Fewest channels for which sums of integers are worth scaling.
+    /// Fewest channels whose sums are worth scaling: of so many, sixteen products to three operations that scale their sum. Not measured.
     pub(crate) const LEAST_CHANNELS: usize = 32;
 
-    /// Packs `count` panels. `fill(channel, row)` writes `row [taps · channels]` of an output channel, or returns `false` for one that only pads.
+    /// Packs `[co, taps, channels]`, of which `fill(channel, row)` writes `row [taps · channels]` of an output channel.
     pub(crate) fn pack(
-        count: usize,
-        (taps, channels): (usize, usize),
-        mut fill: impl FnMut(usize, &mut [f32]) -> bool,
+        (co, taps, channels): (usize, usize, usize),
+        mut fill: impl FnMut(usize, &mut [f32]),
     ) -> Result<Self> {
         let stretches = channels.div_ceil(SEGMENT).max(1);
         let stretch = channels.div_ceil(stretches).next_multiple_of(2);
-        let padded = stretches * stretch;
+        let (count, padded) = (co.div_ceil(WIDTH), stretches * stretch);
         let mut values = vec![0.0; taps * channels];
         let panels = Panels::pack(count, taps * padded, Stored::Fixed, |channel, row| {
-            fill(channel, &mut values).then(|| {
+            (channel < co).then(|| {
+                fill(channel, &mut values);
                 let rows = row.chunks_exact_mut(padded);
                 for (row, values) in rows.zip(values.chunks_exact(channels)) {
                     row[..channels].copy_from_slice(values);
@@ -74,23 +74,11 @@ impl Sliding {
         assert_eq!((x.taps, x.depth), (self.taps, self.channels), "gemm: taps");
         assert!(x.row_stride.is_multiple_of(x.depth) && x.row_stride > 0);
         assert!(x.tap_stride.is_multiple_of(x.depth));
-        let job = Job {
-            number: number(),
-            by_head: false,
-            shared: pool.threads() > 1,
-            first_panel: 0,
-            x,
-            w: Weights {
-                panels: &self.panels,
-                bias,
-            },
-            store,
-            out: SharedMut::new(out.values),
-            stride: out.stride,
-            row_step: out.row_step,
-            first_column: out.first_column,
-            columns: out.columns,
+        let w = Weights {
+            panels: &self.panels,
+            bias,
         };
+        let job = Job::new(pool, x, w, store, out);
         let blocks = RowBlocks::new(spans, rows_of_block(spans));
         if blocks.count == 0 {
             return;
