@@ -146,11 +146,11 @@ impl Cpu {
     }
 
     /// Whether layers that follow each other are computed block by block of rows, so that what lies between stays in a core's cache: with tile registers, and
-    /// with integers where one operand is loaded a cycle (Ice Lake). Elsewhere it was not measured.
+    /// with integers where their rows are taken word by word. Elsewhere it was not measured.
     fn works_in_blocks(&self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        if self.isa.loads_one_operand() && self.options.weights != WeightPrecision::F32 {
-            return true;
+        if self.isa.takes_rows_by_word() && !self.isa.multiplies_bf16() {
+            return self.options.weights != WeightPrecision::F32;
         }
         self.isa.has_tiles()
     }

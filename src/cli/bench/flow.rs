@@ -37,7 +37,9 @@ pub(super) fn run<B: Backend>(bench: &Bench<'_, B>, out: &mut impl Write) -> any
             states.push(FlowState::new(backend)?);
         }
         let inputs = vec![input; count];
-        let flop = flow.steps() as f64 * cost::flop(&cost::euler_step(&config.flow, count, frames));
+        let steps =
+            flow.steps() as f64 * cost::flop(&cost::euler_step(&config.flow, count, frames));
+        let flop = cost::flop(&cost::flow_encoder(&config.flow, count, tokens.len())) + steps;
         let rounds = bench.args.rounds.min(3);
         let (seconds, share) = bench.seconds_and_share((rounds, flop), || {
             let mut states: Vec<_> = states.iter_mut().collect();

@@ -35,98 +35,160 @@ fn alphas(act: Activation<'_>, column: usize) -> [f32; WIDTH] {
     out
 }
 
-/// Calls `f(row, place, y, out)` for every row of the tile: sums with scale and bias, and the 16 values of the output that begin at `place`,
-/// to be replaced. It has one call site, so that it is compiled into its caller with the caller's instructions.
+/// Sums with their scales, which are ones where weights have none, and bias. Without a choice inside, which the compiler took apart into pieces of vectors.
 #[inline(always)]
-fn each_row(
-    job: &Job<'_>,
-    tile: &Tile<'_>,
-    f: impl Fn(usize, usize, &[f32; WIDTH], &mut [f32; WIDTH]),
-) {
+fn finished(sums: &[f32; WIDTH], scale: &[f32; WIDTH], bias: &[f32; WIDTH]) -> [f32; WIDTH] {
+    let mut y = [0.0; WIDTH];
+    for j in 0..WIDTH {
+        y[j] = sums[j] * scale[j] + bias[j];
+    }
+    y
+}
+
+/// What becomes of a row of finished sums. A trait and not a closure, which the compiler need not compile into its caller, with the caller's instructions.
+trait Finish {
+    /// Of row `i` of the tile: `y`, with scale and bias, and the 16 values of the output that begin at `place`, to be replaced.
+    fn row(&self, i: usize, place: usize, y: &[f32; WIDTH], out: &mut [f32; WIDTH]);
+}
+
+/// Finishes every row of the tile.
+#[inline(always)]
+fn each_row(job: &Job<'_>, tile: &Tile<'_>, finish: &impl Finish) {
     let scale = channels(&job.w.panels.scale, tile.panel);
     let bias = channels(job.w.bias, tile.panel);
     let column = job.column(tile.panel);
     let width = (job.columns - column).min(WIDTH);
-    let scaled = !job.w.panels.scale.is_empty();
+    let mut cut = [0.0; WIDTH];
     for (i, acc) in tile.acc.iter().enumerate() {
         let place = (tile.row + i * job.row_step) * job.stride + job.first_column + column;
         // SAFETY: tiles of different chunks differ in row or columns.
         let out = unsafe { job.out.slice(place, width) };
-        let mut y = *acc;
-        for j in 0..WIDTH {
-            y[j] = if scaled { y[j] * scale[j] } else { y[j] } + bias[j];
-        }
+        let y = finished(acc, &scale, &bias);
         // Only the last panel may be cut. Copies of a length that the compiler does not know would cost as much as the products of a shallow layer.
-        let mut cut = [0.0; WIDTH];
-        if width < WIDTH {
-            cut[..width].copy_from_slice(out);
-        }
         let to = match <&mut [f32; WIDTH]>::try_from(&mut *out) {
             Ok(full) => full,
-            Err(_) => &mut cut,
+            Err(_) => {
+                cut[..width].copy_from_slice(out);
+                &mut cut
+            }
         };
-        f(i, place, &y, to);
+        finish.row(i, place, &y, to);
         if width < WIDTH {
             out.copy_from_slice(&cut[..width]);
         }
     }
 }
 
-/// The same for an activation, which is chosen outside the loop.
-#[inline(always)]
-fn each_act<const FMA: bool>(job: &Job<'_>, tile: &Tile<'_>, act: Activation<'_>) {
-    let alpha = alphas(act, job.first_column + job.column(tile.panel));
-    macro_rules! fixed {
-        ($act:expr) => {
-            each_row(job, tile, |_, _, y, out| {
-                for j in 0..WIDTH {
-                    out[j] = activation::<FMA>($act, y[j], alpha[j]);
-                }
-            })
-        };
+struct Set;
+
+impl Finish for Set {
+    #[inline(always)]
+    fn row(&self, _: usize, _: usize, y: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
+        *out = *y;
     }
-    for_each_activation!(act, fixed, |_| fixed!(Activation::Snake(&[])))
+}
+
+/// An activation, with Snake's α of the columns.
+struct Act<'a, const FMA: bool> {
+    act: Activation<'a>,
+    alpha: [f32; WIDTH],
+}
+
+impl<const FMA: bool> Finish for Act<'_, FMA> {
+    #[inline(always)]
+    fn row(&self, _: usize, _: usize, y: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
+        for j in 0..WIDTH {
+            out[j] = activation::<FMA>(self.act, y[j], self.alpha[j]);
+        }
+    }
+}
+
+/// The other addend, of the shape of the output.
+struct Add<'a>(&'a [f32]);
+
+impl Finish for Add<'_> {
+    #[inline(always)]
+    fn row(&self, _: usize, place: usize, y: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
+        let r = &self.0[place..];
+        let mut cut = [0.0; WIDTH];
+        let r = match r.first_chunk::<WIDTH>() {
+            Some(r) => r,
+            // The last row of a panel that is cut ends here.
+            None => {
+                cut[..r.len()].copy_from_slice(r);
+                &cut
+            }
+        };
+        for j in 0..WIDTH {
+            out[j] = y[j] + r[j];
+        }
+    }
+}
+
+struct Accumulate;
+
+impl Finish for Accumulate {
+    #[inline(always)]
+    fn row(&self, _: usize, _: usize, y: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
+        for j in 0..WIDTH {
+            out[j] += y[j];
+        }
+    }
+}
+
+struct AccumulateScaled(f32);
+
+impl Finish for AccumulateScaled {
+    #[inline(always)]
+    fn row(&self, _: usize, _: usize, y: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
+        for j in 0..WIDTH {
+            out[j] += self.0 * y[j];
+        }
+    }
 }
 
 /// `silu(gate) · up`
-#[inline(always)]
-fn silu_mul<const FMA: bool>(job: &Job<'_>, tile: &Tile<'_>) {
-    let scale = channels(&job.w.panels.scale, tile.panel + 1);
-    let bias = channels(job.w.bias, tile.panel + 1);
-    let scaled = !job.w.panels.scale.is_empty();
-    each_row(job, tile, |i, _, gate, out| {
-        let up = &tile.up[i];
+struct SiluMul<'a, const FMA: bool> {
+    up: &'a [[f32; WIDTH]],
+    scale: [f32; WIDTH],
+    bias: [f32; WIDTH],
+}
+
+impl<const FMA: bool> Finish for SiluMul<'_, FMA> {
+    #[inline(always)]
+    fn row(&self, i: usize, _: usize, gate: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
+        let up = finished(&self.up[i], &self.scale, &self.bias);
         for j in 0..WIDTH {
-            let up = if scaled { up[j] * scale[j] } else { up[j] } + bias[j];
-            out[j] = gate[j] * sigmoid::<FMA>(gate[j]) * up;
+            out[j] = gate[j] * sigmoid::<FMA>(gate[j]) * up[j];
         }
-    });
+    }
 }
 
 per_isa! {
     /// Stores a tile.
     pub(super) fn finish<FMA>(job: &Job<'_>, tile: &Tile<'_>) {
         match job.store {
-            Store::Set => each_row(job, tile, |_, _, y, out| *out = *y),
-            Store::Act(act) => each_act::<FMA>(job, tile, act),
-            Store::Add(r) => each_row(job, tile, |_, start, y, out| {
-                let r = &r[start..];
-                let width = r.len().min(WIDTH);
-                for j in 0..width {
-                    out[j] = y[j] + r[j];
+            Store::Set => each_row(job, tile, &Set),
+            Store::Act(act) => {
+                let alpha = alphas(act, job.first_column + job.column(tile.panel));
+                macro_rules! fixed {
+                    ($act:expr) => {
+                        each_row(job, tile, &Act::<FMA> { act: $act, alpha })
+                    };
                 }
-            }),
-            Store::Accumulate => each_row(job, tile, |_, _, y, out| {
-                for j in 0..WIDTH {
-                    out[j] += y[j];
-                }
-            }),
-            Store::AccumulateScaled(s) => each_row(job, tile, |_, _, y, out| {
-                for j in 0..WIDTH {
-                    out[j] += s * y[j];
-                }
-            }),
-            Store::SiluMul => silu_mul::<FMA>(job, tile),
+                for_each_activation!(act, fixed, |_| fixed!(Activation::Snake(&[])))
+            }
+            Store::Add(r) => each_row(job, tile, &Add(r)),
+            Store::Accumulate => each_row(job, tile, &Accumulate),
+            Store::AccumulateScaled(s) => each_row(job, tile, &AccumulateScaled(s)),
+            Store::SiluMul => {
+                let silu_mul = SiluMul::<FMA> {
+                    up: tile.up,
+                    scale: channels(&job.w.panels.scale, tile.panel + 1),
+                    bias: channels(job.w.bias, tile.panel + 1),
+                };
+                each_row(job, tile, &silu_mul);
+            }
         }
     }
 }

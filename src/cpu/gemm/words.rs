@@ -155,7 +155,7 @@ impl<V: Whole> Words<V> {
         acc: &mut Accumulators,
     ) {
         let turn = TURN_BYTES / (MAX_PANELS * WIDTH * 4 * self.words.max(1));
-        let (mut first, mut fresh) = (0, true);
+        let (mut first, mut left, mut fresh) = (0, self.starts.len(), true);
         for starts in self.starts.chunks(turn.max(1)) {
             let kernel = Kernel::<V> {
                 words: &self.values,
@@ -165,8 +165,16 @@ impl<V: Whole> Words<V> {
                 starts,
                 fresh,
             };
-            kernel.run(isa, rows, (&b[first..], size, panels), acc);
-            first += kernel.weights();
+            let weights = kernel.weights();
+            left -= starts.len();
+            // More of these panels, or else the panels after them.
+            let next = if left > 0 {
+                weights
+            } else {
+                panels * size - first
+            };
+            kernel.run(isa, rows, (&b[first..], size, panels), next, acc);
+            first += weights;
             fresh = false;
         }
         if fresh {
@@ -176,10 +184,10 @@ impl<V: Whole> Words<V> {
 }
 
 impl Job<'_> {
-    /// Whether the kernel takes so many rows of a layer word by word: where the CPU loads one operand a cycle.
+    /// Whether the kernel takes so many rows of a layer word by word.
     pub(super) fn takes_words(&self, isa: Isa, rows: usize) -> bool {
         let integers = matches!(self.w.panels.values(), Values::I16(_) | Values::Fours(_));
-        isa.loads_one_operand() && integers && self.x.taps == 1 && rows >= LEAST_ROWS
+        isa.takes_rows_by_word() && integers && self.x.taps == 1 && rows >= LEAST_ROWS
     }
 
     /// All outputs of the block called `name` in some panels: rows of the input from `input` on, of the output from `row` on, and their number.

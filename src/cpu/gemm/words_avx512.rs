@@ -7,6 +7,9 @@ use super::kinds::Kind;
 use super::words::Weight;
 use super::{Accumulators, BLOCK_ROWS, Isa, MAX_PANELS, WIDTH, rows_per_call};
 
+/// Bytes of a cache line, which is a step of a panel.
+const LINE: usize = 64;
+
 /// Where the rows begin that a stretch of the panels' depth is multiplied by, and its steps.
 #[derive(Clone, Copy)]
 pub(super) struct Start {
@@ -28,23 +31,53 @@ pub(super) struct Kernel<'a, V: Whole> {
     pub(super) fresh: bool,
 }
 
+/// What a tile fetches into the second-level cache with its first step, and how many bytes further on with each.
+#[derive(Clone, Copy)]
+struct Ahead {
+    line: *const i8,
+    pace: usize,
+}
+
 impl<V: Whole> Kernel<'_, V> {
     /// Rows of a tile.
     pub(super) const ROWS: usize = 6;
     /// Weights of a step.
     const STEP: usize = V::Kind::STEP * WIDTH;
 
+    /// What tile `i` of `tiles` fetches: each panel is shared out among as many of them, so that memory has work while they multiply.
+    fn ahead(
+        &self,
+        (i, tiles): (usize, usize),
+        (next, size, panels): (*const Weight<V>, usize, usize),
+    ) -> Ahead {
+        let per_panel = (tiles / panels).max(1);
+        let (panel, part) = (i / per_panel, i % per_panel);
+        // What is left over fetches what is fetched already.
+        let (panel, pace) = match panel < panels {
+            true => (panel, LINE.div_ceil(per_panel)),
+            false => (0, 0),
+        };
+        let bytes = self.weights() * size_of::<Weight<V>>();
+        let line = next.wrapping_add(panel * size).cast::<i8>();
+        Ahead {
+            line: line.wrapping_add(part * bytes / per_panel),
+            pace,
+        }
+    }
+
     /// Weights that it reads of each panel.
     pub(super) fn weights(&self) -> usize {
         self.starts.iter().map(|s| s.steps * Self::STEP).sum()
     }
 
-    /// `acc [panel][rows] (+)= Σ scales · (words · panel)` for `panels` panels, `size` weights apart, of which `b` begins with the first.
+    /// `acc [panel][rows] (+)= Σ scales · (words · panel)` for `panels` panels, `size` weights apart, of which `b` begins with the first. What is multiplied
+    /// next begins `next` weights later.
     pub(super) fn run(
         &self,
         _proof: Isa,
         rows: usize,
         (b, size, panels): (&[Weight<V>], usize, usize),
+        next: usize,
         acc: &mut Accumulators,
     ) {
         const { assert!(size_of::<V::Word>() == 4 && V::Kind::WORDS == 1) };
@@ -57,11 +90,15 @@ impl<V: Whole> Kernel<'_, V> {
         }
         assert!((panels - 1) * size + self.weights() <= b.len());
         let per_tile = rows_per_call(rows);
-        for row in (0..rows).step_by(per_tile) {
+        let tiles = rows.div_ceil(per_tile);
+        let next = b.as_ptr().wrapping_add(next);
+        for i in 0..tiles {
+            let row = i * per_tile;
             let count = per_tile.min(rows - row);
+            let ahead = self.ahead((i, tiles), (next, size, panels));
             // SAFETY: this is called for the level that has these instructions; the assertions above cover all rows, scales and panels, and the sums of all
             // rows of a block lie in `acc`.
-            unsafe { self.tiles(row, (count, panels), (b.as_ptr(), size), acc) }
+            unsafe { self.tiles(row, (count, panels), (b.as_ptr(), size), ahead, acc) }
         }
     }
 
@@ -72,12 +109,13 @@ impl<V: Whole> Kernel<'_, V> {
         row: usize,
         shape: (usize, usize),
         b: (*const Weight<V>, usize),
+        ahead: Ahead,
         acc: &mut Accumulators,
     ) {
         macro_rules! tiles {
             ($([$r:literal: $($p:literal)*])*) => {
                 match shape {
-                    $($(($r, $p) => self.tile::<$r, $p>(row, b, acc),)*)*
+                    $($(($r, $p) => self.tile::<$r, $p>(row, b, ahead, acc),)*)*
                     _ => unreachable!("a tile of {shape:?}. This is a bug."),
                 }
             };
@@ -97,6 +135,7 @@ impl<V: Whole> Kernel<'_, V> {
         &self,
         row: usize,
         (b, size): (*const Weight<V>, usize),
+        mut ahead: Ahead,
         acc: &mut Accumulators,
     ) {
         let mut b: [*const Weight<V>; P] = std::array::from_fn(|p| b.wrapping_add(p * size));
@@ -122,6 +161,9 @@ impl<V: Whole> Kernel<'_, V> {
                         }
                     }
                 }
+                // A prefetch changes nothing and never faults, wherever it points.
+                _mm_prefetch::<_MM_HINT_T1>(ahead.line);
+                ahead.line = ahead.line.wrapping_add(ahead.pace);
                 x = x.wrapping_add(self.pitch);
                 b = b.map(|b| b.wrapping_add(Self::STEP));
             }
