@@ -125,7 +125,7 @@ impl Isa {
     }
 
     /// Whether many rows of integers are taken word by word, and layers that follow each other block by block of rows: on Intel's CPUs with AVX-512, as was
-    /// measured on Ice Lake and on Emerald Rapids (`docs/performance.md`). Bytes do not depend on it.
+    /// measured on Ice Lake and on Emerald Rapids (`docs/performance.md`); AMD's, which read panels in turn, were not. Bytes do not depend on it.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn takes_rows_by_word(self) -> bool {
         self.level == Level::Avx512 && !self.in_turn

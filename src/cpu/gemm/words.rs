@@ -184,7 +184,7 @@ impl<V: Whole> Words<V> {
 }
 
 impl Job<'_> {
-    /// Whether the kernel takes so many rows of a layer word by word.
+    /// Whether the kernel takes so many rows of a layer word by word: of integers, where it is faster.
     pub(super) fn takes_words(&self, isa: Isa, rows: usize) -> bool {
         let integers = matches!(self.w.panels.values(), Values::I16(_) | Values::Fours(_));
         isa.takes_rows_by_word() && integers && self.x.taps == 1 && rows >= LEAST_ROWS
